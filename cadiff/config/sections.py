@@ -1,0 +1,156 @@
+"""The sections a job is made of: each key with its type, its default (the paper's where there is one) and its unit."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of keys. Unknown keys and wrong types are refused: ``"false"`` is not a boolean here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Section):
+    """What the job reads: packed shard folders and which part of them."""
+
+    shards: list[str] = Field(min_length=1)  # folders written by `cadiff pack`, mixed in the order given
+    split: Literal["train"] = "train"  # training never reads another split
+    val_split: Literal["val"] = "val"  # checkpoints are judged on this, never on test
+    subjects: list[str] = []  # only these subjects; empty means all
+    image_size: int = Field(256, ge=16, multiple_of=8)  # pixels per side after resizing
+
+
+class Optim(Section):
+    """AdamW and its schedule. Source: the paper's phase-1 settings."""
+
+    lr: float = Field(2.5e-4, gt=0)
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.05, ge=0)  # not applied to biases and other one-dimensional tensors
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)  # added to warmup_steps
+    warmup_steps: int = Field(0, ge=0)
+    min_lr: float = Field(0.0, ge=0)  # where the cosine ends
+    schedule_steps: int = Field(0, ge=0)  # length of the cosine; 0 means the job's own length
+    clip: float = Field(0.8, ge=0)  # largest gradient norm; 0 switches clipping off
+
+
+class Train(Section):
+    """How long, on how many samples, and how often to report and save."""
+
+    steps: int = Field(0, ge=0)  # optimizer steps; or give epochs
+    epochs: int = Field(0, ge=0)
+    batch: int = Field(ge=1)  # samples per optimizer step over all ranks: part of the experiment, never changes
+    micro_batch: int = Field(0, ge=0)  # samples per rank and forward; 0 means batch / world size
+    log_every: int = Field(10, ge=1)  # steps
+    save_every: int = Field(1000, ge=1)  # steps
+    keep: int = Field(2, ge=2)  # checkpoints kept; one could be lost while it is replaced
+    val_every: int = Field(1000, ge=1)  # steps
+    val_batches: int = Field(8, ge=1)  # batches of `batch` samples per validation
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if bool(self.steps) == bool(self.epochs):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+class EngineOptions(Section):
+    """How DeepSpeed runs the job; none of this changes the result beyond rounding."""
+
+    zero: Literal[0, 1, 2, 3] = 2  # ZeRO stage
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # parameters stay fp32; this is the autocast type
+    offload: bool = False  # keep optimizer state in host memory
+    checkpoint_activations: bool = False  # recompute blocks in backward: less memory, a third more compute
+    deepspeed: dict[str, Any] = {}  # further DeepSpeed keys, checked against the ones it knows
+
+
+class Track(Section):
+    """Mirrors of metrics.jsonl; a mirror that fails never stops a job."""
+
+    wandb: Literal["offline", "online", "off"] = "offline"
+    project: str = "cadiff"
+
+
+class FmriModel(Section):
+    """The fMRI masked autoencoder. Defaults are the paper's (164.8 M parameters at 4,192 voxels)."""
+
+    patch: int = Field(16, ge=1)  # voxels per patch
+    width: int = Field(1024, ge=1)
+    depth: int = Field(24, ge=1)
+    heads: int = Field(16, ge=1)
+    mlp_ratio: float = Field(1.0, gt=0)
+    decoder_width: int = Field(512, ge=1)
+    decoder_depth: int = Field(8, ge=1)
+    decoder_heads: int = Field(16, ge=1)
+
+
+class Mask(Section):
+    """Which patches are hidden from the encoder."""
+
+    ratio: float = Field(0.75, ge=0, lt=1)
+    focus_range: list[int] = Field([], max_length=2)  # [first, last] voxel of a region hidden more often; empty: none
+    focus_rate: float = Field(0.6, gt=0, lt=1)  # weight of the patches inside the region
+
+
+class ImageModel(Section):
+    """The image masked autoencoder, ViT-MAE in the Hugging Face layout. Defaults are facebook/vit-mae-base's."""
+
+    patch: int = Field(16, ge=1)  # pixels
+    width: int = Field(768, ge=1)
+    depth: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1)
+    mlp_width: int = Field(3072, ge=1)
+    decoder_width: int = Field(512, ge=1)
+    decoder_depth: int = Field(6, ge=1)  # six of the eight pre-trained layers are kept, as in the paper
+    decoder_heads: int = Field(16, ge=1)
+    decoder_mlp_width: int = Field(2048, ge=1)
+    train_encoder: bool = False  # the paper freezes a pre-trained encoder; a demo without one trains it
+
+
+class CrossModel(Section):
+    """Cross-attention between the two branches (paper section 3.2). Width and heads follow the image branch."""
+
+    layers: int = Field(3, ge=1)
+    residual: bool = True  # add the cross output to the fMRI tokens instead of replacing them
+
+
+class FirstStageModel(Section):
+    """The vector-quantised image autoencoder. Defaults: CompVis VQ-f4 (55 M parameters)."""
+
+    channels: list[int] = Field(
+        [128, 256, 512], min_length=1
+    )  # one per level; every level but the last halves the side
+    layers: int = Field(2, ge=1)  # residual blocks per level
+    latent: int = Field(3, ge=1)  # latent channels
+    codes: int = Field(8192, ge=2)
+
+
+class UNetModel(Section):
+    """The latent diffusion UNet and its noise schedule. Defaults: CompVis cin256-v2 (401 M parameters)."""
+
+    channels: list[int] = Field([192, 384, 576, 960], min_length=1)
+    attention: list[bool] = [False, True, True, True]  # cross-attention at each level
+    layers: int = Field(2, ge=1)
+    heads: int = Field(1, ge=1)
+    context_width: int = Field(512, ge=1)
+    beta_start: float = Field(0.0015, gt=0)
+    beta_end: float = Field(0.0195, gt=0)
+    timesteps: int = Field(1000, ge=2)
+
+    @model_validator(mode="after")
+    def _levels(self) -> UNetModel:
+        if len(self.attention) != len(self.channels):
+            raise ValueError("attention needs one true or false for each entry of channels")
+        return self
+
+
+class ConditionModel(Section):
+    """How fMRI tokens become the UNet's context (paper section 3.3)."""
+
+    tokens: int = Field(77, ge=1)
+    pool: bool = False  # one pooled token instead of a sequence
+    time: bool = True  # also add the context to the time embedding ("double conditioning")

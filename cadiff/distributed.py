@@ -1,0 +1,53 @@
+"""Who am I among the processes: rank, local rank and world size, from any launcher's variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cadiff.errors import ConfigError
+
+# DeepSpeed and torchrun, then SLURM, then Open MPI: the first family found complete wins.
+_DIALECTS = (
+    ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process's place in the job: ``rank`` of ``world`` overall, ``local_rank`` on its machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def place(environ: Mapping[str, str] = os.environ) -> Place:
+    """Read the launcher's variables; a process started by hand is rank 0 of 1.
+
+    Raises:
+        ConfigError: the variables are not numbers, or the rank lies outside the world.
+    """
+    for names in _DIALECTS:
+        if all(name in environ for name in names):
+            text = {name: environ[name] for name in names}
+            try:
+                rank, local_rank, world = (int(text[name]) for name in names)
+            except ValueError:
+                raise ConfigError(f"The launcher's variables are not whole numbers: {text}.") from None
+            if not 0 <= rank < world:
+                raise ConfigError(f"The launcher says rank {rank} of {world}: a rank lies in 0..world-1.")
+            return Place(rank, local_rank, world)
+    return Place()
+
+
+def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
+    """True if a launcher started this process as one rank of a job."""
+    return any(all(name in environ for name in names) for names in _DIALECTS[:1])

@@ -1,0 +1,84 @@
+"""``cadiff train``: one phase from a config, through the deepspeed launcher; the same command resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+PHASE_NAMES = {
+    "phase1": "phase1",
+    "phase2": "phase2",
+    "first-stage": "first_stage",
+    "prior": "prior",
+    "phase3": "phase3",
+}
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train", context_settings={"ignore_unknown_options": False})(train)
+
+
+def train(
+    phase: str = typer.Argument(help="phase1, phase2, first-stage, prior or phase3."),
+    overrides: list[str] = typer.Argument(None, metavar="[section.key=value]...", help="Override keys of the config."),
+    config: Path = typer.Option(..., "--config", "-c", help="The job's TOML file, or the name of a shipped one."),
+    out: Path = typer.Option(None, "--out", "-o", help="Run folder. Default: runs/NAME."),
+    ranks: int = typer.Option(0, "--ranks", "-n", min=0, help="Processes on this machine. 0: one per GPU, else two."),
+    print_config: bool = typer.Option(False, "--print-config", help="Print the resolved config and stop."),
+) -> None:
+    """Train one phase.
+
+    On one machine this starts DeepSpeed's launcher for you. On several, start every rank with
+    `deepspeed --hostfile hosts launch/worker.py --config ... --out ...`: it is the same code path.
+    A job that finds checkpoints in its run folder continues from the newest valid one.
+
+    Example: `cadiff train phase1 -c configs/phase1_hcp.toml -o runs/p1 optim.lr=1e-4 train.batch=512`
+    """
+    from cadiff.config import dump_toml, load_job
+    from cadiff.errors import ConfigError
+    from cadiff.launch.start import local_ranks, start_training
+    from cadiff.launch.view import View
+
+    if phase not in PHASE_NAMES:
+        raise ConfigError(f"'{phase}' is not a phase. Choose one of {', '.join(PHASE_NAMES)}.")
+    path = find_config(config)
+    job = load_job(path, overrides or (), phase=PHASE_NAMES[phase])
+    if print_config:
+        typer.echo(dump_toml(job), nl=False)
+        return
+    check_inputs(job)
+    run = out or Path("runs") / job.name
+    view = View()
+    with view.task(job.name) as task:
+        start_training(
+            path, list(overrides or ()), run, phase=job.phase, ranks=ranks or local_ranks(), say=task.training_line
+        )
+    view.line(f"{job.name}: done; export in {run / 'export'}")
+
+
+def check_inputs(job) -> None:
+    """Refuse missing shard folders and exports before any process is started."""
+    from cadiff.exports import read_card
+    from cadiff.shards.dataset import Dataset
+
+    for folder in job.data.shards:
+        Dataset(folder)
+    if hasattr(job, "init"):
+        for key, folder in job.init.model_dump().items():
+            if folder and key != "image":
+                read_card(folder)
+
+
+def find_config(path: Path) -> Path:
+    """A path as given, or the shipped config of that name (with or without .toml)."""
+    if path.exists() or path.parent != Path("."):
+        return path
+    shipped = configs_folder() / path.with_suffix(".toml").name
+    return shipped if shipped.exists() else path
+
+
+def configs_folder() -> Path:
+    import cadiff.configs
+
+    return Path(next(iter(cadiff.configs.__path__)))

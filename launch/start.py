@@ -1,0 +1,93 @@
+"""Start a job on this machine through the real ``deepspeed`` launcher, and pass on what its first rank says."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cadiff.errors import CadiffError, ConfigError, DataError, NonFiniteError, Preempted
+from cadiff.launch.worker import MARK, PARENT
+
+_ERRORS = {kind.exit_code: kind for kind in (ConfigError, DataError, NonFiniteError, Preempted)}
+_ENDING = 30  # lines of the log shown when a job dies of something that is not a CadiffError
+
+
+class TrainingFailed(CadiffError):
+    """A rank died of something unforeseen; its last lines are in the message and its log in the run folder."""
+
+    exit_code = 1
+
+
+def local_ranks() -> int:
+    """One rank per GPU; on a machine without any, two ranks share the cores."""
+    import torch
+
+    return torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0)))
+
+
+def start_training(
+    config: Path, overrides: list[str], run: Path, *, phase: str, ranks: int, say: Callable[[str], None]
+) -> None:
+    """Train one job with ``ranks`` processes and wait for it.
+
+    Args:
+        config, overrides, phase: as for ``cadiff.config.load_job``.
+        run: run folder; everything the launcher and the ranks print goes to ``run/log.txt``.
+        say: called with each line meant for a person.
+
+    Raises:
+        CadiffError: of the kind and with the message that the ranks ended with.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(ranks)]
+    command += ["--master_port", str(_free_port()), "--module", "cadiff.launch.worker"]
+    command += ["--config", str(config), "--out", str(run), "--phase", phase, *overrides]
+    said: list[str] = []
+    with (
+        open(run / "log.txt", "a", encoding="utf-8") as log,
+        subprocess.Popen(
+            command, env=_environment(ranks), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        try:
+            for line in process.stdout:
+                log.write(line)
+                said.append(line.rstrip("\n"))
+                del said[:-_ENDING]
+                if line.startswith(MARK):
+                    say(line.removeprefix(MARK).rstrip("\n"))
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise _failure(process.returncode, said, run)
+
+
+def _failure(code: int, said: list[str], run: Path) -> CadiffError:
+    errors = [line.removeprefix(f"{MARK}error: ") for line in said if line.startswith(f"{MARK}error: ")]
+    if errors and code in _ERRORS:
+        return _ERRORS[code](errors[-1])
+    ending = "\n".join(said)
+    return TrainingFailed(f"A rank ended with code {code}; the whole log is {run / 'log.txt'}. It ended with\n{ending}")
+
+
+def _environment(ranks: int) -> dict[str, str]:
+    import torch
+
+    environ = dict(os.environ)
+    environ[PARENT] = str(os.getpid())
+    environ["PYTHONUNBUFFERED"] = "1"
+    environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    if not torch.cuda.is_available():
+        environ.setdefault("DS_ACCELERATOR", "cpu")
+    return environ
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

