@@ -10,7 +10,8 @@ setup(
     description="Decode pictures from brain activity: contrast, attend and diffuse, at scale",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["cadiff", "cadiff.models", "cadiff.phases", *(f"cadiff.{name}" for name in INSIDE)],
+    packages=[f"cadiff{name}" for name in ("", ".config", ".models", ".phases", ".report")]
+    + [f"cadiff.{name}" for name in INSIDE],
     package_dir={f"cadiff.{name}": name.replace(".", "/") for name in INSIDE},
     package_data={"cadiff.configs": ["*.toml"]},
     install_requires=[

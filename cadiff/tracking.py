@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,19 @@ class Tracker:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._mirror is not None:
-            try:
-                self._mirror.log(values, step=step)
-            except Exception as problem:  # noqa: BLE001 (a mirror must never stop training)
-                log.warning("wandb stopped mirroring: %s", problem)
-                self._mirror = None
+            self._try(lambda: self._mirror.log(values, step=step))
 
     def close(self) -> None:
         self._file.close()
         if self._mirror is not None:
-            self._mirror.finish(quiet=True)
+            self._try(self._mirror.finish)
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as problem:  # noqa: BLE001 (a mirror must never stop training)
+            log.warning("wandb stopped mirroring: %s", problem)
+            self._mirror = None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

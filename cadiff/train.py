@@ -1,13 +1,10 @@
-"""One training job, the same for every phase: stream -> engine(batch) -> backward -> step, with reports and checkpoints."""
+"""One training job, the same for every phase: stream -> engine(batch) -> backward -> step, reports and checkpoints."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import signal
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +13,16 @@ import torch
 from torch import Tensor
 
 from cadiff import checkpoint
-from cadiff.attention import describe_attention
-from cadiff.config import Job, dump_toml
+from cadiff.config import Job
 from cadiff.distributed import Place
-from cadiff.engine import Engine, device_of, start_processes
-from cadiff.errors import ConfigError, NonFiniteError, Preempted
-from cadiff.exports import find_export, save_export
-from cadiff.files import sha256, whole_file, write_json, write_text
-from cadiff.kernels.dispatch import describe as describe_kernels
-from cadiff.kernels.dispatch import self_check
-from cadiff.phases import Space, build_phase
-from cadiff.schedule import job_steps, lr_at
-from cadiff.shards.dataset import Dataset
-from cadiff.shards.stream import Stream
-from cadiff.shards.voxels import padded_width
-from cadiff.tracking import Tracker, read_metrics
+from cadiff.engine import start_processes
+from cadiff.errors import NonFiniteError, Preempted
+from cadiff.finish import finish
+from cadiff.schedule import lr_at
+from cadiff.session import Session, prepare
+from cadiff.tracking import Tracker
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Session:
-    """What one call of ``train`` holds: the job's fixed parts and its running sums."""
-
-    job: Job
-    run: Path
-    place: Place
-    stream: Stream
-    val: Stream | None
-    engine: Engine
-    steps: int
-    identity: dict[str, Any]
-    step: int = 0
-    spent_s: float = 0.0  # training time of earlier starts
-    started: float = field(default_factory=time.monotonic)
-    stop_asked: bool = False
 
 
 def train(job: Job, run: Path, place: Place) -> dict[str, Any]:
@@ -65,7 +37,7 @@ def train(job: Job, run: Path, place: Place) -> dict[str, Any]:
         Preempted: the process was asked to stop and has saved its state.
     """
     start_processes(place)
-    session = _prepare(job, run, place)
+    session = prepare(job, run, place)
     signal.signal(signal.SIGTERM, lambda *_: setattr(session, "stop_asked", True))
     tracker = Tracker(run, job, session.step) if place.is_main else None
     try:
@@ -73,87 +45,7 @@ def train(job: Job, run: Path, place: Place) -> dict[str, Any]:
     finally:
         if tracker is not None:
             tracker.close()
-    return _finish(session)
-
-
-def _prepare(job: Job, run: Path, place: Place) -> Session:
-    datasets = [Dataset(folder) for folder in job.data.shards]
-    space = data_space(job, datasets)
-    micro = job.train.micro_batch or max(1, job.train.batch // place.world)
-    options = {
-        "subjects": job.data.subjects,
-        "rank": place.rank,
-        "world": place.world,
-        "seed": job.seed,
-        "width": space.voxels,
-        "image_size": None if job.phase == "phase1" else job.data.image_size,
-    }
-    stream = Stream(datasets, split="train", batch=job.train.batch, micro_batch=micro, **options)
-    val = _validation_stream(job, datasets, place, options)
-    torch.manual_seed(job.seed)  # fresh weights are the same on every rank
-    phase = build_phase(job, space)
-    identity = {
-        "job_hash": job_hash(job),
-        "data": [dataset.hash for dataset in datasets],
-        "world": place.world,
-        "zero": job.engine.zero,
-    }
-    if place.is_main:
-        run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "job.toml", dump_toml(job))
-        report_parameters(phase, job, place, describe_attention(device_of(place)))
-    self_check(device_of(place))
-    engine = Engine(phase, job, place, micro, stream.accumulate)
-    session = Session(job, run, place, stream, val, engine, job_steps(job.train, stream.steps_per_epoch), identity)
-    newest = checkpoint.newest_valid(run)
-    if newest is not None:
-        state = checkpoint.load(engine, newest, identity)
-        session.step, session.spent_s = state["step"], state["spent_s"]
-        log.info("resuming %s at step %d of %d", job.name, session.step, session.steps)
-    return session
-
-
-def data_space(job: Job, datasets: list[Dataset]) -> Space:
-    """Width and classes of the job's data; all its sets must agree on the class names."""
-    classes = {tuple(dataset.classes) for dataset in datasets if dataset.classes}
-    if len(classes) > 1:
-        raise ConfigError(f"data.shards: {job.data.shards} name different classes; train on sets that share them.")
-    voxels = max(dataset.voxels for dataset in datasets)
-    patch = getattr(job.model, "patch", 1)
-    return Space(voxels=padded_width(voxels, patch) if voxels else 0, classes=len(next(iter(classes), ())))
-
-
-def job_hash(job: Job) -> str:
-    """What makes two jobs the same experiment: everything but names, reporting, saving and mirrors."""
-    tree = job.model_dump(exclude={"name", "track"})
-    for key in ("log_every", "save_every", "keep", "val_every", "val_batches"):
-        tree["train"].pop(key)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def _validation_stream(job: Job, datasets: list[Dataset], place: Place, options: dict[str, Any]) -> Stream | None:
-    count = sum(len(dataset.ids(split="val", subjects=job.data.subjects or None)) for dataset in datasets)
-    batch = min(job.train.batch, count) // place.world * place.world
-    if batch == 0:
-        return None
-    return Stream(datasets, split="val", batch=batch, micro_batch=batch // place.world, **options)
-
-
-def report_parameters(phase: torch.nn.Module, job: Job, place: Place, attention: str) -> None:
-    """Print once what runs here: sizes, device, kernels, attention; nothing is chosen in silence."""
-    total = sum(p.numel() for p in phase.parameters())
-    trained = sum(p.numel() for p in phase.parameters() if p.requires_grad)
-    kernels = ", ".join(f"{key} {value}" for key, value in describe_kernels().items())
-    log.info(
-        "%s: %s parameters, %s trained | %d ranks on %s, ZeRO-%d, %s | attention: %s | kernels: %s",
-        job.name, f"{total:,}", f"{trained:,}", place.world, device_of(place).type, job.engine.zero,
-        job.engine.precision, attention, kernels,
-    )  # fmt: skip
-    for source, fit in phase.init_report.items():
-        log.info(
-            "%s: %d tensors matched, %d missing, %d resized, %d unused",
-            source, *(len(fit[key]) for key in ("matched", "missing", "resized", "unused")),
-        )  # fmt: skip
+    return finish(session)
 
 
 def _loop(session: Session, tracker: Tracker | None) -> None:
@@ -273,61 +165,3 @@ def _save(session: Session) -> None:
     spent = session.spent_s + time.monotonic() - session.started
     state = {**session.identity, "step": session.step, "spent_s": spent}
     checkpoint.save(session.engine, session.run, state, session.job.train.keep)
-
-
-def _finish(session: Session) -> dict[str, Any]:
-    """Write the preview, the export that the next phase reads, and the summary; the summary comes last."""
-    job, run, engine = session.job, session.run, session.engine
-    states = engine.part_states()
-    preview = _preview(session)
-    summary: dict[str, Any] = {}
-    if session.place.is_main:
-        with whole_file(run / "preview.npz") as beside, open(beside, "wb") as handle:
-            np.savez(handle, **preview)
-        save_export(run / "export", states, _card(session))
-        reports = [line for line in read_metrics(run) if "train/loss" in line]
-        validations = [line["val/loss"] for line in read_metrics(run) if "val/loss" in line]
-        summary = {
-            "phase": job.phase,
-            "name": job.name,
-            "steps": session.steps,
-            "seconds": reports[-1]["time_s"],
-            "samples_per_s": float(np.median([line["perf/samples_per_s"] for line in reports])),
-            "loss_first": reports[0]["train/loss"],
-            "loss_last": reports[-1]["train/loss"],
-            "val_loss": validations[-1] if validations else None,
-            "parameters": sum(p.numel() for p in engine.phase.parameters()),
-            "trainable": sum(p.numel() for p in engine.phase.parameters() if p.requires_grad),
-            "world": session.place.world,
-            "zero": job.engine.zero,
-            "precision": job.engine.precision,
-            "device": engine.device.type,
-            "kernels": describe_kernels(),
-            "attention": describe_attention(engine.device),
-        }
-        write_json(run / "summary.json", summary)
-    engine.barrier()
-    return summary
-
-
-@torch.no_grad()
-def _preview(session: Session) -> dict[str, np.ndarray]:
-    stream = session.val or session.stream
-    batch = {key: value[:4].to(session.engine.device) for key, value in stream.micro(0, 0).items()}
-    batch["epoch"] = torch.full_like(batch["epoch"], -1)
-    session.engine.phase.eval()
-    return {key: value.float().cpu().numpy() for key, value in session.engine.phase.preview(batch).items()}
-
-
-def _card(session: Session) -> dict[str, Any]:
-    job = session.job
-    init = job.init.model_dump() if hasattr(job, "init") else {}
-    parents = {key: sha256(find_export(path) / "card.json") for key, path in init.items() if path and key != "image"}
-    space = data_space(job, session.stream.datasets)
-    return {
-        "phase": job.phase,
-        "job": job.model_dump(),
-        "space": {"voxels": space.voxels, "classes": space.classes},
-        "steps": session.steps,
-        "lineage": {**session.identity, "parents": parents},
-    }

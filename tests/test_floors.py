@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("cadiff", "kernels", "shards", "launch")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
-GROUND = {"errors", "config", "distributed", "files", "exports"}
+GROUND = {"errors", "config", "distributed", "files", "exports", "splits"}
 MODELS = {"models", "attention", "layers", "masking", "losses", "metrics", "statistics"}
 
 # library -> the files (or folders) that may import it

@@ -92,6 +92,7 @@ class FirstStageLoss(Section):
     pixel: float = Field(1.0, ge=0)  # absolute error on pixels in [-1, 1]
     edge: float = Field(1.0, ge=0)  # absolute error on horizontal and vertical differences: keeps outlines sharp
     commit: float = Field(0.25, ge=0)  # pull of the encoder towards its codes
+    spread: float = Field(0.1, ge=0)  # pull of every latent channel towards zero mean and unit deviation
 
 
 class FirstStageJob(Job):

@@ -95,6 +95,12 @@ class Mask(Section):
     focus_range: list[int] = Field([], max_length=2)  # [first, last] voxel of a region hidden more often; empty: none
     focus_rate: float = Field(0.6, gt=0, lt=1)  # weight of the patches inside the region
 
+    @model_validator(mode="after")
+    def _two_ends(self) -> Mask:
+        if len(self.focus_range) == 1:
+            raise ValueError("focus_range needs two voxels, [first, last], or none")
+        return self
+
 
 class ImageModel(Section):
     """The image masked autoencoder, ViT-MAE in the Hugging Face layout. Defaults are facebook/vit-mae-base's."""
@@ -127,6 +133,8 @@ class FirstStageModel(Section):
     layers: int = Field(2, ge=1)  # residual blocks per level
     latent: int = Field(3, ge=1)  # latent channels
     codes: int = Field(8192, ge=2)
+    patch: int = Field(1, ge=1)  # pixels per side folded into channels before the first level: small, fast networks
+    attention: bool = True  # self-attention at the deepest level
 
 
 class UNetModel(Section):
@@ -140,6 +148,7 @@ class UNetModel(Section):
     beta_start: float = Field(0.0015, gt=0)
     beta_end: float = Field(0.0195, gt=0)
     timesteps: int = Field(1000, ge=2)
+    drop: float = Field(0.1, ge=0, lt=1)  # share of samples trained without their class, for classifier-free guidance
 
     @model_validator(mode="after")
     def _levels(self) -> UNetModel:
@@ -154,3 +163,4 @@ class ConditionModel(Section):
     tokens: int = Field(77, ge=1)
     pool: bool = False  # one pooled token instead of a sequence
     time: bool = True  # also add the context to the time embedding ("double conditioning")
+    drop: float = Field(0.1, ge=0, lt=1)  # share of samples trained without their signal; the paper's is 0

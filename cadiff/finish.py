@@ -1,0 +1,73 @@
+"""What a finished job leaves: a preview worth drawing, the export that the next phase reads, and a summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from cadiff.attention import describe_attention
+from cadiff.exports import find_export, save_export
+from cadiff.files import sha256, whole_file, write_json
+from cadiff.kernels.dispatch import describe as describe_kernels
+from cadiff.session import Session
+from cadiff.tracking import read_metrics
+
+
+def finish(session: Session) -> dict[str, Any]:
+    """Write the preview, the export that the next phase reads, and the summary; the summary comes last."""
+    job, run, engine = session.job, session.run, session.engine
+    states = engine.part_states()
+    preview = _preview(session)
+    summary: dict[str, Any] = {}
+    if session.place.is_main:
+        with whole_file(run / "preview.npz") as beside, open(beside, "wb") as handle:
+            np.savez(handle, **preview)
+        save_export(run / "export", states, _card(session))
+        reports = [line for line in read_metrics(run) if "train/loss" in line]
+        validations = [line["val/loss"] for line in read_metrics(run) if "val/loss" in line]
+        summary = {
+            "phase": job.phase,
+            "name": job.name,
+            "steps": session.steps,
+            "seconds": reports[-1]["time_s"],
+            "samples_per_s": float(np.median([line["perf/samples_per_s"] for line in reports])),
+            "loss_first": reports[0]["train/loss"],
+            "loss_last": reports[-1]["train/loss"],
+            "val_loss": validations[-1] if validations else None,
+            "parameters": sum(p.numel() for p in engine.phase.parameters()),
+            "trainable": sum(p.numel() for p in engine.phase.parameters() if p.requires_grad),
+            "world": session.place.world,
+            "zero": job.engine.zero,
+            "precision": job.engine.precision,
+            "device": engine.device.type,
+            "kernels": describe_kernels(),
+            "attention": describe_attention(engine.device),
+        }
+        write_json(run / "summary.json", summary)
+    engine.barrier()
+    return summary
+
+
+@torch.no_grad()
+def _preview(session: Session) -> dict[str, np.ndarray]:
+    stream = session.val or session.stream
+    batch = {key: value[:4].to(session.engine.device) for key, value in stream.micro(0, 0).items()}
+    batch["epoch"] = torch.full_like(batch["epoch"], -1)
+    session.engine.phase.eval()
+    return {key: value.float().cpu().numpy() for key, value in session.engine.phase.preview(batch).items()}
+
+
+def _card(session: Session) -> dict[str, Any]:
+    job = session.job
+    init = job.init.model_dump() if hasattr(job, "init") else {}
+    parents = {key: sha256(find_export(path) / "card.json") for key, path in init.items() if path and key != "image"}
+    return {
+        "phase": job.phase,
+        "job": job.model_dump(),
+        "space": {"voxels": session.space.voxels, "classes": session.space.classes},
+        "architecture": getattr(session.engine.phase, "architecture", {}),
+        "steps": session.steps,
+        "lineage": {**session.identity, "parents": parents},
+    }

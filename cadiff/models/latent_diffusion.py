@@ -1,0 +1,121 @@
+"""The latent diffusion UNet with its noise schedule and samplers, all from diffusers.
+
+Source: Rombach et al. 2022 (cin256-v2). The context enters twice: through cross-attention, and, as in the paper's
+double conditioning, as a vector added to the time embedding.
+
+Legend: B latents, C channels, s latents per side, N context tokens, D context width, E width of the time embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cadiff.attention import describe_attention
+from cadiff.config import UNetModel
+from cadiff.errors import ConfigError
+from cadiff.models.first_stage import norm_groups, start_as_zero
+
+SCHEDULERS = ("plms", "ddim", "dpm")
+
+
+class LatentDiffusion(nn.Module):
+    """Add noise to latents, and predict the noise that was added."""
+
+    def __init__(self, model: UNetModel, latent: int, *, checkpoint: bool = False) -> None:
+        super().__init__()
+        from diffusers import DDPMScheduler
+
+        self.unet = build_unet(model, latent)
+        if checkpoint:
+            self.unet.enable_gradient_checkpointing()
+        if torch.cuda.is_available() and describe_attention("cuda").startswith("xformers"):
+            self.unet.enable_xformers_memory_efficient_attention()
+        self.timesteps = model.timesteps
+        self._noising = DDPMScheduler(**_betas(model))
+
+    def add_noise(self, latent_BCss: Tensor, noise_BCss: Tensor, time_B: Tensor) -> Tensor:
+        """Latents at the noise level of ``time_B``, int64 in [0, timesteps)."""
+        return self._noising.add_noise(latent_BCss, noise_BCss, time_B)
+
+    def remove_noise(self, noisy_BCss: Tensor, noise_BCss: Tensor, time_B: Tensor) -> Tensor:
+        """The clean latents that ``add_noise`` would have turned into ``noisy_BCss`` with this noise."""
+        kept_B111 = self._noising.alphas_cumprod.to(noisy_BCss)[time_B].view(-1, 1, 1, 1)
+        return (noisy_BCss - (1 - kept_B111).sqrt() * noise_BCss) / kept_B111.sqrt()
+
+    def forward(self, noisy_BCss: Tensor, time_B: Tensor, context_BND: Tensor, time_BE: Tensor) -> Tensor:
+        """Predict the noise (B, C, s, s), given context tokens and a vector for the time embedding."""
+        return self.unet(noisy_BCss, time_B, context_BND, class_labels=time_BE).sample
+
+
+def build_unet(model: UNetModel, latent: int) -> Any:
+    """Build the UNet for latents of ``latent`` channels.
+
+    Raises:
+        ConfigError: the heads do not divide the channels of a level that has attention.
+    """
+    from diffusers import UNet2DConditionModel
+
+    attended = [count for count, attends in zip(model.channels, model.attention) if attends] + model.channels[-1:]
+    uneven = [count for count in attended if count % model.heads]
+    if uneven:
+        raise ConfigError(
+            f"model.heads = {model.heads} does not divide the {uneven[0]} channels of an attention level."
+        )
+    down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in model.attention]
+    up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(model.attention)]
+    unet = UNet2DConditionModel(
+        in_channels=latent,
+        out_channels=latent,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        block_out_channels=tuple(model.channels),
+        layers_per_block=model.layers,
+        norm_num_groups=norm_groups(model.channels),
+        cross_attention_dim=model.context_width,
+        attention_head_dim=model.heads,  # diffusers' name for the number of heads
+        class_embed_type="identity",  # the conditioner's vector is added to the time embedding as it is
+    )
+    start_as_zero(unet, ".conv2.", ".proj_out.", ".conv_out.")
+    return unet
+
+
+def time_width(model: UNetModel) -> int:
+    """Width of the time embedding, E."""
+    return 4 * model.channels[0]
+
+
+def make_scheduler(name: str, model: UNetModel) -> Any:
+    """A fresh sampler: "plms" (the paper's, pseudo-linear multistep), "ddim" without noise, "dpm" (DPM-Solver++ 2M).
+
+    All start at the same side of each interval as CompVis's: 250 steps of 1,000 are 1, 5, ..., 997.
+
+    Raises:
+        ConfigError: no such sampler.
+    """
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+
+    if name not in SCHEDULERS:
+        raise ConfigError(f"There is no sampler '{name}'. Choose one of {', '.join(SCHEDULERS)}.")
+    leading = {"timestep_spacing": "leading", "steps_offset": 1, **_betas(model)}
+    if name == "plms":
+        return PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **leading)
+    if name == "ddim":
+        return DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **leading)
+    return DPMSolverMultistepScheduler(**leading)
+
+
+def _betas(model: UNetModel) -> dict[str, Any]:
+    return {
+        "num_train_timesteps": model.timesteps,
+        "beta_start": model.beta_start,
+        "beta_end": model.beta_end,
+        "beta_schedule": "scaled_linear",
+    }
+
+
+def attends_context(name: str) -> bool:
+    """True for the UNet parameters that phase 3 trains: cross-attention and the norm before it, as in the paper."""
+    return ".transformer_blocks." in name and (".attn2." in name or ".norm2." in name)

@@ -1,0 +1,109 @@
+"""The one place that decides, once per process and kind of device, whether kernels run in Triton or in plain PyTorch.
+
+The environment variable CADIFF_KERNELS decides:
+    auto       Triton on GPUs, plain PyTorch on CPUs (default)
+    reference  plain PyTorch everywhere
+    triton     Triton everywhere; on a CPU this needs Triton's interpreter, TRITON_INTERPRET=1
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+from cadiff.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+_CHOICES = ("auto", "reference", "triton")
+
+
+def use_triton(tensor: Tensor) -> bool:
+    """True if kernels on ``tensor``'s device run in Triton."""
+    return backend(tensor.device.type) == "triton"
+
+
+@functools.cache
+def backend(device_type: str) -> str:
+    """Choose "reference" or "triton" for a kind of device ("cpu", "cuda"); later calls repeat the first answer.
+
+    Raises:
+        ConfigError: CADIFF_KERNELS is not one of its three values, or asks for a Triton that cannot run here.
+    """
+    asked = _asked()
+    if asked == "reference" or (asked == "auto" and device_type != "cuda"):
+        return "reference"
+    if importlib.util.find_spec("triton") is None:
+        if asked == "triton":
+            raise ConfigError(
+                "CADIFF_KERNELS=triton, but Triton is not installed; expected triton 3.6 or newer. "
+                "Run pip install triton, or set CADIFF_KERNELS=reference."
+            )
+        _log.warning("Triton is not installed: the kernels step aside for plain PyTorch on %s.", device_type)
+        return "reference"
+    if device_type != "cuda" and not _interpreted():
+        raise ConfigError(
+            f"CADIFF_KERNELS=triton on a {device_type}, where Triton only runs in its interpreter, and that is off; "
+            "expected TRITON_INTERPRET=1 in the environment before Triton is first imported. "
+            "Set it when starting the process, or set CADIFF_KERNELS=auto."
+        )
+    return "triton"
+
+
+def describe(device: torch.device | str | None = None) -> dict[str, str]:
+    """Say what runs, for the start-up print and the run's summary.
+
+    Args:
+        device: whose kernels; without it, the GPU if there is one.
+
+    Returns:
+        kernels ("reference", "triton" or "triton interpreter"), asked, device, triton (its version or "not installed").
+    """
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    live = backend(kind)
+    if live == "triton" and _interpreted():
+        live = "triton interpreter"
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    return {"kernels": live, "asked": _asked(), "device": kind, "triton": version}
+
+
+def self_check(device: torch.device | str) -> None:
+    """Compare every kernel that is live on ``device`` with its reference, forward and backward, on a small input.
+
+    Takes milliseconds (and Triton's compile time on a GPU). Inputs are fixed, in float32; nothing global changes.
+
+    Raises:
+        ConfigError: they disagree, which means a broken Triton, driver or compiler cache.
+    """
+    from cadiff.kernels import patch_embed, similarity
+
+    for module in (patch_embed, similarity):
+        for live, wanted in zip(*module.check_pair(torch.device(device)), strict=True):
+            if not torch.allclose(live, wanted, rtol=1e-3, atol=1e-4):
+                worst = (live - wanted).abs().max().item()
+                raise ConfigError(
+                    f"{module.__name__} on {device}: the {describe(device)['kernels']} kernel is off by {worst:.3g}, "
+                    "expected at most 1e-4. Empty Triton's cache (~/.triton/cache), or set CADIFF_KERNELS=reference."
+                )
+
+
+def _asked() -> str:
+    asked = os.environ.get("CADIFF_KERNELS", "auto")
+    if asked not in _CHOICES:
+        raise ConfigError(f"CADIFF_KERNELS is {asked!r}; expected one of {', '.join(_CHOICES)}.")
+    return asked
+
+
+def _interpreted() -> bool:
+    """True if Triton was imported with its interpreter on: its own library of functions is bound at import."""
+    import triton.language as tl
+
+    return type(tl.zeros).__name__ == "InterpretedFunction"

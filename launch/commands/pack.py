@@ -1,0 +1,138 @@
+"""``cadiff pack``: raw scans and pictures into shards; each packer streams, restarts safely, and reports its drops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+pack = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="""Pack raw scans and pictures into shards.
+
+    The packed folder appears whole or not at all; packing again with the same inputs and options does nothing.
+    """,
+)
+ROOT = typer.Argument(help="Folder (or file) with the raw data.")
+OUT = typer.Argument(help="Packed folder to make.")
+SUBJECTS = typer.Option(None, "--subjects", help="Comma-separated; default: all that are there.")
+VAL = typer.Option(0.1, "--val", min=0.0, max=0.9, help="Part of the training stimuli held out for validation.")
+JSON = typer.Option(False, "--json", help="Print one JSON object.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(pack, name="pack")
+
+
+@pack.command("hcp")
+def hcp(
+    root: Path = ROOT,
+    out: Path = OUT,
+    roi: str = typer.Option("VC", help="VC (V1-V4: the paper's 4,183), cortex, all, or comma-separated MMP areas."),
+    window: int = typer.Option(10, min=1, help="Frames averaged into one sample (paper: 10). 1 keeps every TR."),
+    runs: str = typer.Option("", help="Comma-separated patterns such as 'rfMRI_REST*'; default: every run."),
+    subjects: str = SUBJECTS,
+    val: float = typer.Option(0.05, "--val", min=0.0, max=0.9, help="Part of the subjects held out for validation."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave out damaged and too short runs, and report them."),
+    as_json: bool = JSON,
+) -> None:
+    """Pack CIFTI dense time series: the HCP release's folders, a flat folder, or one .dtseries.nii file."""
+    from cadiff.shards.hcp import pack_hcp
+
+    options = {"roi": _one_or_list(roi), "window": window, "runs": _list(runs), "subjects": _list(subjects)}
+    _run(pack_hcp, root, out, as_json, val_fraction=val, skip_bad=skip_bad, **options)
+
+
+@pack.command("god")
+def god(
+    root: Path = ROOT,
+    out: Path = OUT,
+    roi: str = typer.Option("VC", help="A region mask in the files, or several, comma-separated."),
+    normalise: str = typer.Option("voxel", help="voxel: z-score each; scalar: one mean and deviation (the paper)."),
+    test: str = typer.Option("averaged", help="averaged, or averaged+trials to add single test trials."),
+    subjects: str = SUBJECTS,
+    val: float = VAL,
+    as_json: bool = JSON,
+) -> None:
+    """Pack Generic Object Decoding: sbj_N.npz, images_256.npz and the label files. Statistics are of train only."""
+    from cadiff.shards.god import pack_god
+
+    options = {"roi": _one_or_list(roi), "normalise": normalise, "test": test, "subjects": _list(subjects)}
+    _run(pack_god, root, out, as_json, val_fraction=val, **options)
+
+
+@pack.command("bold5000")
+def bold5000(
+    root: Path = ROOT,
+    out: Path = OUT,
+    normalise: str = typer.Option("voxel", help="voxel: z-score each; scalar: one mean and deviation (the paper)."),
+    subjects: str = SUBJECTS,
+    val: float = typer.Option(0.05, "--val", min=0.0, max=0.9, help="Part of the training stimuli held out."),
+    as_json: bool = JSON,
+) -> None:
+    """Pack BOLD5000's GLMsingle betas: training trials, and the mean over repeats of each of the 113 test pictures."""
+    from cadiff.shards.bold5000 import pack_bold5000
+
+    _run(pack_bold5000, root, out, as_json, val_fraction=val, normalise=normalise, subjects=_list(subjects))
+
+
+@pack.command("table")
+def table(
+    root: Path = typer.Argument(help="A CSV that names the files; its columns are explained in docs/data.md."),
+    out: Path = OUT,
+    window: int = typer.Option(1, min=1, help="Frames averaged into one sample."),
+    lag: float = typer.Option(0.0, help="Seconds from stimulus to response: labels are shifted by it (BOLD: 4 to 6)."),
+    roi: str = typer.Option("VC", help="For .dtseries.nii files: VC, cortex, all, or MMP areas."),
+    rest: str = typer.Option("rest", help="Label of frames without a stimulus; comma-separated."),
+    drop_unlabelled: bool = typer.Option(False, "--drop-unlabelled", help="Leave out frames without a label."),
+    as_json: bool = JSON,
+) -> None:
+    """Pack anyone's data: a CSV naming .npy, .npz, .nii.gz (with a mask) or .dtseries.nii files, runs and labels."""
+    from cadiff.shards.table import pack_table
+
+    options = {"window": window, "lag_s": lag, "roi": _one_or_list(roi), "rest": _list(rest) or []}
+    _run(pack_table, root, out, as_json, unlabelled="drop" if drop_unlabelled else "keep", **options)
+
+
+@pack.command("images")
+def images(
+    root: Path = ROOT,
+    out: Path = OUT,
+    val: float = VAL,
+    max_side: int = typer.Option(512, min=16, help="Larger pictures are reduced to this many pixels a side."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave out pictures that cannot be decoded; report them."),
+    as_json: bool = JSON,
+) -> None:
+    """Pack a folder of .jpg and .png pictures; labels from labels.csv or from sub-folder names."""
+    from cadiff.shards.images import pack_images
+
+    _run(pack_images, root, out, as_json, val_fraction=val, max_side=max_side, skip_bad=skip_bad)
+
+
+def _list(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def _one_or_list(text: str) -> str | list[str]:
+    parts = _list(text) or [text]
+    return parts[0] if len(parts) == 1 else parts
+
+
+def _run(packer: Callable[..., dict[str, Any]], root: Path, out: Path, as_json: bool, **options: Any) -> None:
+    from cadiff.launch.view import View
+
+    view = View()
+    with view.task(f"pack {out.name}") as task:
+        told = packer(root, out, progress=task.advance, **options)
+    if as_json:
+        typer.echo(json.dumps(told, indent=1))
+        return
+    for entry in told["dropped"]:
+        typer.echo(f"dropped {entry['what']}: {entry['why']}")
+    samples = ", ".join(f"{count:,} {split}" for split, count in told["samples"].items())
+    state = "already packed" if told["already"] else f"packed in {told['seconds']:.1f} s"
+    typer.echo(f"{out}: {state}: {samples} samples, {len(told['subjects'])} subjects, {told['bytes'] / 1e6:.1f} MB")

@@ -1,0 +1,76 @@
+"""What GOD's pictures are called: stimulus numbers from the label files, class names from the class index."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from cadiff.errors import DataError
+from cadiff.files import read_json
+
+CLASS_INDEX = "imagenet_class_index.json"
+LABELS = {"train": "imagenet_training_label.csv", "test": "imagenet_testing_label.csv"}
+
+
+@dataclass(frozen=True)
+class Stimuli:
+    """Pictures of one half, in the order of images_256.npz: their ids ("1518878.010042") and class names."""
+
+    ids: list[str]
+    labels: list[str]
+
+
+def read_stimuli(folder: Path) -> dict[str, Stimuli]:
+    """Read both halves, "train" and "test".
+
+    Raises:
+        DataError: a missing or damaged file, a category without a class, or a stimulus listed twice.
+    """
+    names = _class_names(folder / CLASS_INDEX)
+    halves = {}
+    for half, file in LABELS.items():
+        ids = _read_ids(folder / file)
+        wnids = [f"n{int(name.partition('.')[0]):08d}" for name in ids]
+        if unknown := sorted(set(wnids) - names.keys()):
+            raise DataError(
+                f"{folder / file}: {len(unknown)} categories are not in {CLASS_INDEX}, first {unknown[0]}. "
+                "Use the class index that came with these labels; dropping rows would misalign all that follow."
+            )
+        halves[half] = Stimuli(ids, [names[wnid] for wnid in wnids])
+    if shared := set(halves["train"].ids) & set(halves["test"].ids):
+        raise DataError(f"{folder}: stimulus {sorted(shared)[0]} is listed for training and for test.")
+    return halves
+
+
+def _read_ids(path: Path) -> list[str]:
+    """First field of each line, as text: read as a number, 1621127.019020 would lose its last digit."""
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            fields = [line[0].strip() for line in csv.reader(handle) if line]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise DataError(f"{path}: not a readable CSV file ({problem}).") from None
+    ids = []
+    for number, field in enumerate(fields, 1):
+        category, dot, picture = field.partition(".")
+        if not (category.isdigit() and dot and picture.isdigit() and len(picture) <= 6 and len(category) <= 8):
+            raise DataError(f"{path}, line {number}: '{field[:40]}', expected a stimulus number like 1518878.010042.")
+        ids.append(f"{category}.{picture:0<6}")
+    if not ids or len(set(ids)) != len(ids):
+        raise DataError(f"{path}: {len(ids)} stimuli, {len(set(ids))} different ones; expected each once.")
+    return ids
+
+
+def _class_names(path: Path) -> dict[str, str]:
+    """WordNet id -> class name. Entries are [id, (more ids,) name]; a name used twice gets its id appended."""
+    table = read_json(path)
+    entries = list(table.values()) if isinstance(table, dict) else []
+    valid = [e for e in entries if isinstance(e, list) and len(e) >= 2 and all(isinstance(part, str) for part in e)]
+    if not valid or len(valid) != len(entries):
+        raise DataError(f"{path}: expected a dictionary of entries [wordnet id, …, name].")
+    uses: dict[str, int] = {}
+    for entry in valid:
+        uses[entry[-1]] = uses.get(entry[-1], 0) + 1
+    return {wnid: e[-1] if uses[e[-1]] == 1 else f"{e[-1]} ({e[0]})" for e in valid for wnid in e[:-1]}

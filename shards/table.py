@@ -1,0 +1,129 @@
+"""Pack anything a CSV can describe: arrays, NIfTI series in a mask, CIFTI series, with events, labels and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cadiff.errors import ConfigError, DataError
+from cadiff.shards.pictures import read_picture
+from cadiff.shards.protocol import pack_folder
+from cadiff.shards.record import SPLITS, Progress, make_records, silent
+from cadiff.shards.table_rows import Frames, read_frames, read_rows, row_files
+from cadiff.shards.voxels import window_average, zscore_run
+from cadiff.shards.writer import Pack
+
+
+def pack_table(
+    table: str | Path,
+    out: str | Path,
+    *,
+    window: int = 1,
+    lag_s: float = 0.0,
+    roi: str | list[str] = "VC",
+    rest: Sequence[str] = ("rest",),
+    unlabelled: Literal["keep", "drop"] = "keep",
+    normalise: Literal["run", "none"] = "run",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Pack the files a CSV names (its columns are explained in docs/data.md). Memory: one run.
+
+    Lines of the same subject, session and run belong together; where an attributes file names chunks, each chunk is a
+    run of its own. A stimulus's picture is looked for beside the CSV.
+
+    Args:
+        window: frames averaged into one sample; its label is the one all of its frames share, else none.
+        lag_s: seconds by which the response follows the label.
+        roi: grayordinates taken from .dtseries.nii files.
+        rest: labels that mean "nothing was shown".
+        unlabelled: keep or drop samples without a label.
+        normalise: "run" z-scores each voxel over its run; "none" stores the values as they are.
+
+    Raises:
+        ConfigError: a mistake in the CSV. DataError: a file that is not what the CSV says, named.
+    """
+    table = Path(table)
+    rows, folder = read_rows(table), table.parent
+    if wrong := [row["split"] for row in rows if row["split"] not in ("", *SPLITS)]:
+        raise ConfigError(f"{table}: split '{wrong[0]}'; a split is one of {', '.join(SPLITS)}.")
+    if window < 1 or unlabelled not in ("keep", "drop") or normalise not in ("run", "none"):
+        raise ConfigError(f"window={window}, unlabelled='{unlabelled}', normalise='{normalise}': see pack_table.")
+    options = {
+        "window": window,
+        "lag_s": lag_s,
+        "roi": roi,
+        "rest": list(rest),
+        "unlabelled": unlabelled,
+        "normalise": normalise,
+    }
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["subject"], _run_name(row)), []).append(row)
+
+    def fill(pack: Pack) -> None:
+        for done, ((subject, run), members) in enumerate(groups.items()):
+            pack.progress("packing runs", done, len(groups))
+            read = [(row, read_frames(row, folder, roi, lag_s)) for row in members]
+            for chunk in dict.fromkeys(chunk for _, frames in read for chunk in frames.chunks):
+                _pack_run(pack, subject, f"{run}-{chunk}" if chunk else run, _in_chunk(read, chunk), options)
+        for name in dict.fromkeys(pack.names("stimulus")):
+            if (folder / name).is_file():
+                pack.picture(name, *read_picture(folder / name, 512))
+        for row in rows:
+            if row["image"] and row["stimulus"]:
+                pack.picture(row["stimulus"], *read_picture(folder / row["image"], 512))
+
+    return pack_folder(out, "table", options, {table.name: table, **row_files(rows, folder)}, fill, progress)
+
+
+def _run_name(row: dict[str, str]) -> str:
+    parts = [part for part in (row["session"], row["run"]) if part]
+    return "_".join(parts) or Path(row["file"]).name.partition(".")[0]
+
+
+def _in_chunk(read: list[tuple[dict[str, str], Frames]], chunk: str) -> list[tuple[str, Frames]]:
+    """(split, frames) of each row, cut down to one chunk."""
+    parts = []
+    for row, frames in read:
+        at = [i for i, name in enumerate(frames.chunks) if name == chunk]
+        if at:
+            columns = [[column[i] for i in at] for column in (frames.labels, frames.stimuli, frames.chunks)]
+            parts.append((row["split"] or "train", Frames(frames.signals_TV[at], *columns, frames.tr_s)))
+    return parts
+
+
+def _pack_run(pack: Pack, subject: str, run: str, parts: list[tuple[str, Frames]], options: dict[str, Any]) -> None:
+    where = f"subject {subject}, run {run}"
+    if len({frames.signals_TV.shape[1] for _, frames in parts}) > 1:
+        raise DataError(f"{where}: its files have different voxel counts. Use one mask for all runs of a subject.")
+    signals_TV = np.concatenate([frames.signals_TV for _, frames in parts])
+    if options["normalise"] == "run":
+        if len(signals_TV) < 2:
+            raise DataError(
+                f"{where}: one sample alone cannot be z-scored. Give its samples one run name, or normalise='none'."
+            )
+        signals_TV, flat = zscore_run(signals_TV)
+        if len(flat):
+            pack.notes.setdefault("flat_voxels", {})[f"{subject}/{run}"] = len(flat)
+    start = 0
+    for split, frames in parts:
+        count, window = len(frames.signals_TV), options["window"]
+        if count < window:
+            raise DataError(f"{where}: {count} frames, fewer than one window of {window}. Use a smaller window.")
+        signals_NV = window_average(signals_TV[start : start + count], window)
+        start += count
+        labels = [None if label in options["rest"] else label for label in _shared(frames.labels, window)]
+        stimuli = _shared(frames.stimuli, window)
+        keep = [i for i, label in enumerate(labels) if label is not None or options["unlabelled"] == "keep"]
+        if keep:
+            columns = [[column[i] for i in keep] for column in (stimuli, labels)]
+            pack.add(make_records(subject, run, signals_NV[keep], split, *columns))
+
+
+def _shared(values: list[str | None], window: int) -> list[str | None]:
+    """The value all frames of a window have, else None."""
+    windows = [values[i : i + window] for i in range(0, len(values) - window + 1, window)]
+    return [part[0] if len(set(part)) == 1 else None for part in windows]

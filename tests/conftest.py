@@ -1,0 +1,82 @@
+"""A tiny world that many tests share: one packed set of 48 coloured squares seen by two people."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY_JOB = """
+phase = "{phase}"
+name = "tiny"
+seed = 3
+[data]
+shards = ["{shards}"]
+image_size = 16
+[train]
+steps = 12
+batch = 8
+log_every = 4
+save_every = 4
+val_every = 4
+[optim]
+lr = 3e-3
+[engine]
+precision = "fp32"
+[track]
+wandb = "off"
+"""
+
+TINY_FMRI = """
+[model]
+patch = 4
+width = 16
+depth = 2
+heads = 2
+decoder_width = 8
+decoder_depth = 1
+decoder_heads = 2
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory) -> Path:
+    """A packed set: 2 subjects with 30 and 27 voxels, 48 stimuli of 3 classes; 32 train, 8 val, 8 test each."""
+    from cadiff.shards.pictures import encode_png
+    from cadiff.shards.protocol import pack_folder
+    from cadiff.shards.record import make_records, silent
+
+    rng = np.random.default_rng(0)
+    colours = rng.integers(40, 255, (3, 3))
+    names = [f"s{i:02d}" for i in range(48)]
+    split = ["train"] * 32 + ["val"] * 8 + ["test"] * 8
+    folder = tmp_path_factory.mktemp("tiny") / "set"
+
+    def fill(pack):
+        pack.declare("label", ["red", "green", "blue"])
+        for subject, voxels in (("A", 30), ("B", 27)):
+            weights = rng.standard_normal((3, voxels))
+            signals = np.eye(3)[np.arange(48) % 3] @ weights + 0.3 * rng.standard_normal((48, voxels))
+            labels = [["red", "green", "blue"][i % 3] for i in range(48)]
+            pack.add(make_records(subject, "run1", signals.astype(np.float32), split, names, labels))
+        for i, name in enumerate(names):
+            pixels = np.zeros((16, 16, 3), np.uint8)
+            pixels[2 + i % 5 : 12, 3:13] = colours[i % 3]
+            pack.picture(name, encode_png(pixels), "png")
+
+    pack_folder(folder, "table", {"tiny": 1}, {}, fill, silent)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_job(tiny_set):
+    """Write a tiny job's TOML to a path and return that."""
+
+    def write(path: Path, phase: str, text: str = TINY_FMRI) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(TINY_JOB.format(phase=phase, shards=tiny_set) + text)
+        return path
+
+    return write

@@ -1,0 +1,186 @@
+"""Read the stored outputs of the paper's code: one safetensors file per case, its configuration in the metadata."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from cadiff.config import FmriModel, Phase1Job, Phase2Job
+from cadiff.kernels.mask import Masking
+
+FOLDER = Path(os.environ.get("CADIFF_GOLDEN") or Path(__file__).resolve().parents[3] / "shared" / "golden")
+LOSS = 1e-5  # absolute, on losses
+REST = 1e-5  # relative to a tensor's largest entry
+TRAIN = {"train": {"steps": 1, "batch": 1}, "data": {"shards": ["unused"]}, "name": "parity"}
+
+
+def cases(*kinds):
+    """Every file of the folder that is of these kinds, as pytest parameters; one that skips aloud if there is none."""
+    found = [path for path in sorted(FOLDER.glob("p[12]_*.safetensors")) if Case(path).meta["kind"] in kinds]
+    if not found:
+        reason = f"no case of kind {', '.join(kinds)} in {FOLDER}: set CADIFF_GOLDEN"
+        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
+    return [pytest.param(path, id=path.stem) for path in found]
+
+
+class Case:
+    """One file: ``meta`` is its configuration, ``case[name]`` a tensor."""
+
+    def __init__(self, path):
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            self.meta = json.loads(file.metadata()["meta"])
+            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name):
+        return self.tensors[name]
+
+    def __contains__(self, name):
+        return name in self.tensors
+
+    def under(self, prefix):
+        """All tensors whose name begins with ``prefix``, without it."""
+        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    def masking(self, view):
+        """The mask that was used, from the stored indices (equal noise makes the order ambiguous)."""
+        stored = self.under(f"rng.{view}.")
+        return Masking(stored["ids_keep"], stored["ids_restore"], stored["mask"])
+
+
+def fmri_model(config):
+    """Our section for a stored constructor call; what it leaves out has the paper code's default."""
+    return FmriModel(
+        patch=config["patch_size"],
+        width=config["embed_dim"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        mlp_ratio=float(config["mlp_ratio"]),
+        decoder_width=config["decoder_embed_dim"],
+        decoder_depth=config["decoder_depth"],
+        decoder_heads=config["decoder_num_heads"],
+    )
+
+
+def phase1_job(meta):
+    """Our job for a stored case: the weights that its constructor really used."""
+    used = {**PHASE1_DEFAULTS, **meta["effective"]}
+    given = {**meta["config"], **meta["effective"]}
+    wants = {name: given.get(name, False) for name in ("do_mask_loss", "do_self_contrast", "do_cross_contrast")}
+    return Phase1Job.model_validate(
+        {
+            **TRAIN,
+            "phase": "phase1",
+            "model": fmri_model(meta["config"]),
+            "loss": {
+                "rebuild": float(used["mask_loss_weight"] * wants["do_mask_loss"]),
+                "self_contrast": float(used["self_contrast_loss_weight"] * wants["do_self_contrast"]),
+                "cross_contrast": float(used["cross_contrast_loss_weight"] * wants["do_cross_contrast"]),
+                "scale": float(used["contrastive_loss_weight"]),
+                "self_on_both_views": bool(used["sep_loss"]),
+                "negatives": {"unpaired": "micro", "paired": "predictions"}[used["negative_mode"]],
+            },
+        }
+    )
+
+
+PHASE1_DEFAULTS = {"mask_loss_weight": 1.0, "sep_loss": False, "negative_mode": "unpaired"}
+
+
+def phase2_job(meta):
+    image = meta["image_config"]
+    return Phase2Job.model_validate(
+        {
+            **TRAIN,
+            "data": {"shards": ["unused"], "image_size": image["image_size"]},
+            "phase": "phase2",
+            "model": fmri_model(meta["fmri_config"]),
+            "image": {
+                "patch": image["patch_size"],
+                "width": image["hidden_size"],
+                "depth": image["num_hidden_layers"],
+                "heads": image["num_attention_heads"],
+                "mlp_width": image["intermediate_size"],
+                "decoder_width": image["decoder_hidden_size"],
+                "decoder_depth": image["decoder_num_hidden_layers"],
+                "decoder_heads": image["decoder_num_attention_heads"],
+                "decoder_mlp_width": image["decoder_intermediate_size"],
+                "train_encoder": True,  # there is no pre-trained folder; the tests freeze it themselves
+            },
+            "cross": {"layers": meta["num_cross_encoder_layers"], "residual": meta["do_cross_residual"]},
+            "loss": {
+                "fmri": meta["fmri_recon_weight"],
+                "image": meta["img_recon_weight"],
+                "norm_pix": image["norm_pix_loss"],
+            },
+        }
+    )
+
+
+def load_all(module, state):
+    """Load by name; nothing may be missing or left over."""
+    module.load_state_dict(state, strict=True)
+
+
+def key_bias_free(name, value):
+    """Cut out the bias of attention keys: its true gradient is zero, so what is stored is rounding noise."""
+    if name.endswith("attn.qkv.bias"):
+        query, _, rest = value.chunk(3)
+        return torch.cat([query, rest])
+    return None if name.endswith("attention.key.bias") else value
+
+
+def assert_close(found, expected, what, rest=REST, floor=1e-12):
+    """Largest difference against the largest entry of the stored tensor, or ``floor`` if that is larger."""
+    assert found.shape == expected.shape, what
+    largest = expected.abs().max().clamp(min=floor)
+    difference = ((found - expected).abs().max() / largest).item()
+    assert difference <= rest, f"{what}: differs by {difference:.2e} of its largest entry"
+
+
+def assert_gradients(module, stored, prefix, rest=REST):
+    """Compare every stored gradient with the module's.
+
+    Gradients a million times smaller than the network's largest are held to that floor: they are differences of large
+    numbers, and the paper's code in float32 is as far from itself in float64.
+    """
+    floor = 1e-6 * max(value.abs().max().item() for name, value in stored.items() if name.startswith(prefix))
+    parameters = dict(module.named_parameters())
+    compared = 0
+    for name, expected in stored.items():
+        if not name.startswith(prefix):
+            continue
+        name = name[len(prefix) :]
+        expected = key_bias_free(name, expected)
+        if expected is None or name not in parameters:
+            continue
+        found = parameters[name].grad
+        assert found is not None, f"no gradient reached {name}"
+        assert_close(key_bias_free(name, found), expected, f"gradient of {name}", rest, floor)
+        compared += 1
+    return compared
+
+
+def learning_rate(meta, epoch):
+    """The paper code's schedule: linear over the warm-up epochs, then a cosine to ``min_lr``."""
+    warmup, last = meta["warmup_epochs"], meta["num_epoch"]
+    if epoch < warmup:
+        return meta["lr"] * epoch / warmup
+    cosine = (1 + math.cos(math.pi * (epoch - warmup) / (last - warmup))) / 2
+    return meta["min_lr"] + (meta["lr"] - meta["min_lr"]) * cosine
+
+
+def adamw(named, meta):
+    """AdamW with the paper code's two groups, checked against the stored lists of names."""
+    plain = {name for name, p in named if p.ndim <= 1 or name.endswith(".bias")}
+    assert plain == set(meta["no_decay"])
+    assert {name for name, _ in named} - plain == set(meta["decay"])
+    groups = [
+        {"params": [p for name, p in named if name in plain], "weight_decay": 0.0},
+        {"params": [p for name, p in named if name not in plain], "weight_decay": meta["weight_decay"]},
+    ]
+    return torch.optim.AdamW(groups, lr=meta["lr"], betas=tuple(meta["betas"]), eps=meta.get("eps", 1e-8))

@@ -1,0 +1,185 @@
+"""GOD: pairing, text ids, train-only statistics, stimulus-disjoint splits, and clear refusals."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from cadiff.errors import ConfigError, DataError
+from cadiff.shards.dataset import Dataset
+from cadiff.shards.god import pack_god
+from cadiff.shards.god_stimuli import read_stimuli
+from cadiff.shards.verify import verify
+
+
+@pytest.fixture(scope="module")
+def ds(god_files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("packed") / "god"
+    pack_god(god_files.parent, out, val_fraction=0.2, test="averaged+trials")
+    return Dataset(out)
+
+
+@pytest.fixture
+def broken(god_files, tmp_path):
+    return shutil.copytree(god_files, tmp_path / "god")
+
+
+def edit(path, **changes):
+    arrays = {**np.load(path), **changes}
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+
+
+def test_splits_have_the_right_rows_and_share_no_stimulus(ds):
+    assert ds.subjects == ["sbj_1", "sbj_2"] and verify(ds.folder) == []
+    assert [len(ds.ids(split)) for split in ("train", "val", "test")] == [20, 4, 48]
+    of = {split: set(ds.table.stimulus[ds.ids(split)].tolist()) for split in ("train", "val", "test")}
+    assert (len(of["train"]), len(of["val"]), len(of["test"])) == (5, 1, 4)
+    assert not of["train"] & of["val"] and not of["train"] & of["test"] and not of["val"] & of["test"]
+    averaged = ds.ids("test")[ds.table.repeat[ds.ids("test")] == -1]
+    assert len(averaged) == 8 and ds.table.stimulus[averaged].tolist() == [6, 7, 8, 9] * 2
+
+
+def test_ids_are_text_with_six_decimals(ds):
+    assert ds.stimuli[2] == "1621127.019020" and ds.stimuli[6] == "1443537.022563"
+
+
+def test_each_row_is_paired_with_its_picture_and_class(god_files, ds):
+    subject = np.load(god_files / "sbj_2.npz")
+    rows = np.flatnonzero((ds.table.subject == 1) & (ds.table.split != 2))
+    assert ds.table.stimulus[rows].tolist() == subject["arr_3"].tolist()
+    trials = np.flatnonzero((ds.table.subject == 1) & (ds.table.split == 2) & (ds.table.repeat >= 0))
+    assert (ds.table.stimulus[trials] - 6).tolist() == subject["arr_4"].tolist()
+    assert sorted(ds.table.repeat[trials].tolist()) == sorted([0, 1, 2, 3, 4] * 4)
+    pictures = np.load(god_files / "images_256.npz")
+    np.testing.assert_array_equal(ds.images(np.arange(6), 24), pictures["train_images"].transpose(0, 3, 1, 2))
+    restored = np.rint(pictures["test_images"] * 255).astype(np.uint8)
+    np.testing.assert_array_equal(ds.images(np.arange(6, 10), 24), restored.transpose(0, 3, 1, 2))
+    label = {s: n for s, n in zip(ds.table.stimulus.tolist(), ds.table.label.tolist())}
+    assert label[2] == label[3] and label[4] == label[5] and label[2] != label[0] == label[1]
+    assert ds.classes[0] == "class 1" and len(ds.classes) == 7  # training classes first, test classes continue
+
+
+def test_statistics_come_from_training_rows_alone(god_files, ds):
+    subject = np.load(god_files / "sbj_1.npz")
+    columns = np.flatnonzero(subject["VC"])
+    train = ds.ids("train", ["sbj_1"])
+    rows = subject["arr_0"][train][:, columns].astype(np.float32)
+    np.testing.assert_allclose(ds.stats("sbj_1").mean, rows.mean(0), rtol=1e-5)
+    average = ds.ids("test", ["sbj_1"])[:4]
+    expected = (subject["arr_2"][:, columns] - rows.mean(0)) / rows.std(0)
+    np.testing.assert_allclose(ds.signals(average, len(columns)), expected, atol=4e-3)
+
+
+def test_one_mean_for_all_voxels_on_request(god_files, tmp_path):
+    pack_god(god_files, tmp_path / "s", subjects=["sbj_1"], normalise="scalar")
+    ds = Dataset(tmp_path / "s")
+    train = ds.signals(ds.ids("train"), ds.voxels)
+    assert abs(train.mean()) < 1e-3 and abs(train.std() - 1) < 1e-3 and np.abs(train.mean(0)).max() > 0.1
+    assert ds.stats("sbj_1").mean.shape == (1,) and [len(ds.ids(s)) for s in ("train", "test")] == [10, 4]
+
+
+def test_regions_are_columns_of_the_packed_signal(god_files, ds, tmp_path):
+    subject = np.load(god_files / "sbj_1.npz")
+    columns = np.flatnonzero(subject["VC"])
+    np.testing.assert_array_equal(columns[ds.rois["sbj_1"]["V1"]], np.flatnonzero(subject["VC"] & subject["V1"]))
+    assert "LOC" not in ds.rois["sbj_1"]  # no voxel of it was packed
+    pack_god(god_files, tmp_path / "u", roi=["V1", "LOC"])
+    assert set(Dataset(tmp_path / "u").rois["sbj_1"]) == {"V1", "LOC", "VC"}
+    assert Dataset(tmp_path / "u").voxel_counts.tolist() == [25, 15]
+
+
+def test_a_voxel_that_is_not_finite_becomes_zeros_and_is_reported(broken, tmp_path):
+    values = np.load(broken / "sbj_1.npz")["arr_2"]
+    values[1, 7] = np.nan
+    edit(broken / "sbj_1.npz", arr_2=values)
+    summary = pack_god(broken, tmp_path / "n")
+    ds = Dataset(tmp_path / "n")
+    assert summary["notes"] == {"voxels_not_finite": {"sbj_1": 1}}
+    assert not ds.signals(ds.ids("train", ["sbj_1"]), ds.voxels)[:, 3].any()
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"arr_2": None, "arr_3": None}, "keys arr_2, arr_3 are missing"),
+        ({"arr_3": np.arange(1, 13)}, "arr_3 runs from 1 to 12, but there are 6 pictures"),
+        ({"arr_3": np.arange(5)}, "expected 12 whole numbers"),
+        ({"arr_3": np.linspace(0, 1, 12)}, "whole numbers"),
+        ({"arr_2": np.zeros((3, 60))}, "arr_2 has 3 rows for 4 pictures"),
+        ({"arr_2": np.zeros((4, 7))}, "same voxels"),
+        ({"VC": None}, "no mask 'VC'; it holds LOC, V1"),
+        ({"VC": np.zeros(60, bool)}, "has no voxels"),
+        ({"arr_4": None}, "keys arr_4 are missing"),
+        ({"arr_4": np.repeat([1, 2, 3, 0], 5)}, "resemble their row of arr_2"),
+        ({"arr_0": np.array([{"x": 1}], dtype=object)}, "Pickled objects are never loaded"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(broken, tmp_path, change, message):
+    edit(broken / "sbj_1.npz", **change)
+    with pytest.raises(DataError, match=message):
+        pack_god(broken, tmp_path / "x", test="averaged+trials")
+    assert not (tmp_path / "x").exists()
+
+
+def test_labels_must_have_classes_and_be_unique(broken, tmp_path):
+    labels = broken / "imagenet_testing_label.csv"
+    good = labels.read_text()
+    for text, message in (
+        ("1443537.022563\n1443537.022563\n", "expected each once"),
+        ("9999999.000001\n", "1 categories are not in imagenet_class_index.json, first n09999999"),
+        ("1518878.010042\n", "listed for training and for test"),
+        ("id\n", "expected a stimulus number"),
+        ("", "expected each once"),
+    ):
+        labels.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_stimuli(broken)
+    labels.write_text(good)
+    (broken / "imagenet_class_index.json").write_text('{"0": ["n01518878"]}')
+    with pytest.raises(DataError, match="expected a dictionary of entries"):
+        read_stimuli(broken)
+    labels.unlink()
+    (broken / "imagenet_training_label.csv").unlink()
+    with pytest.raises(DataError):
+        read_stimuli(broken)
+
+
+def test_a_class_name_used_twice_gets_its_id(broken):
+    import json
+
+    table = json.loads((broken / "imagenet_class_index.json").read_text())
+    (broken / "imagenet_class_index.json").write_text(json.dumps({k: [e[0], "crane"] for k, e in table.items()}))
+    assert read_stimuli(broken)["train"].labels[0] == "crane (n01518878)"
+
+
+def test_pictures_must_fit_the_labels(broken, tmp_path):
+    pictures = dict(np.load(broken / "images_256.npz"))
+    edit(broken / "images_256.npz", test_images=pictures["test_images"][:3])
+    with pytest.raises(DataError, match=r"expected \(4, height, width, 3\)"):
+        pack_god(broken, tmp_path / "x")
+    edit(broken / "images_256.npz", test_images=pictures["test_images"] * 999)
+    with pytest.raises(DataError, match=r"expected 0\.\.1 or 0\.\.255"):
+        pack_god(broken, tmp_path / "x")
+    (broken / "images_256.npz").write_bytes((broken / "images_256.npz").read_bytes()[:2000])
+    with pytest.raises(DataError, match="images_256"):
+        pack_god(broken, tmp_path / "x")
+
+
+def test_wrong_folders_subjects_and_options_are_config_errors(god_files, tmp_path):
+    for options in ({"root": tmp_path}, {"subjects": ["sbj_9"]}, {"normalise": "max"}, {"test": "all"}):
+        with pytest.raises(ConfigError):
+            pack_god(**{"root": god_files, "out": tmp_path / "x", **options})
+
+
+def test_the_real_label_files_are_read_as_text(realdata, tmp_path):
+    import json
+
+    for half, name in (("training", "training"), ("testing", "test")):
+        shutil.copy(realdata / f"god/imageID_{name}.csv", tmp_path / f"imagenet_{half}_label.csv")
+    lines = [(tmp_path / f"imagenet_{half}_label.csv").read_text().splitlines() for half in ("training", "testing")]
+    wnids = sorted({f"n{int(line.split('.')[0]):08d}" for line in lines[0] + lines[1]})
+    (tmp_path / "imagenet_class_index.json").write_text(json.dumps({i: [w, w] for i, w in enumerate(wnids)}))
+    stimuli = read_stimuli(tmp_path)
+    assert (len(stimuli["train"].ids), len(stimuli["test"].ids)) == (1200, 50)
+    assert len(set(stimuli["train"].labels)) == 150 and not set(stimuli["train"].labels) & set(stimuli["test"].labels)
+    assert "1621127.019020" in stimuli["test"].ids

@@ -1,0 +1,120 @@
+"""Folders of pictures: labels by file or folder, honest splits, undecodable files named."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cadiff.errors import ConfigError, DataError
+from cadiff.shards.dataset import Dataset
+from cadiff.shards.images import pack_images
+from cadiff.shards.pictures import decode_square, encode_png, read_picture, to_uint8
+from cadiff.shards.stream import Stream
+from cadiff.shards.verify import verify
+
+
+@pytest.fixture
+def album(tmp_path):
+    folder, rng = tmp_path / "album", np.random.default_rng(0)
+    for i in range(12):
+        path = folder / ("cat" if i % 2 else "dog") / f"{i:02d}.{'jpg' if i % 3 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def test_sub_folders_are_labels(album, tmp_path):
+    summary = pack_images(album, tmp_path / "out", val_fraction=0.25)
+    ds = Dataset(tmp_path / "out")
+    assert summary["samples"] == {"train": 9, "val": 3, "test": 0} and ds.classes == ["cat", "dog"]
+    assert len(ds) == len(ds.stimuli) == 12 and ds.voxels == 0 and ds.subjects == [] and ds.kind == "images"
+    for i, name in enumerate(ds.stimuli):
+        assert ds.classes[ds.table.label[i]] == name.split("/")[0] and ds.table.stimulus[i] == i
+    assert verify(tmp_path / "out") == []
+    with pytest.raises(ConfigError, match="pictures only"):
+        ds.signals(np.array([0]), 16)
+    batch = Stream([ds], split="train", batch=4, micro_batch=4, width=64, image_size=16).micro(0, 0)
+    assert "signal" not in batch and batch["image"].shape == (4, 3, 16, 16) and batch["subject"].tolist() == [-1] * 4
+
+
+def test_files_are_stored_as_they_are(album, tmp_path):
+    pack_images(album, tmp_path / "out")
+    data = (album / "cat/01.jpg").read_bytes()
+    assert data in (tmp_path / "out" / "images-000000.tar").read_bytes()
+
+
+def test_labels_csv_wins_and_may_set_the_split(album, tmp_path):
+    (album / "labels.csv").write_text("file,class_name,split\ncat/01.jpg,tiger,test\n00.png,wolf,\n")
+    pack_images(album, tmp_path / "out")
+    ds = Dataset(tmp_path / "out")
+    assert ds.classes == ["tiger", "wolf"] and [ds.stimuli[i] for i in ds.ids("test")] == ["cat/01.jpg"]
+    assert (ds.table.label < 0).sum() == 10
+    for text, message in (
+        ("file,colour\na,b\n", "needs a column"),
+        ("file,label\ngone.jpg,x\n", "line 2: no picture 'gone.jpg'"),
+        ("file,label,split\n00.png,x,dev\n", "split 'dev'"),
+        ("", "needs a column"),
+    ):
+        (album / "labels.csv").write_text(text)
+        with pytest.raises(DataError, match=message):
+            pack_images(album, tmp_path / "no")
+    (album / "labels.csv").write_bytes(b"\xff\xff")
+    with pytest.raises(DataError, match="not a readable CSV"):
+        pack_images(album, tmp_path / "no")
+
+
+def test_an_undecodable_file_is_named_or_skipped(album, tmp_path):
+    path = album / "cat" / "01.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    (album / "cat" / "text.png").write_text("not a picture")
+    with pytest.raises(DataError, match=r"cat/01\.jpg: not a readable picture"):
+        pack_images(album, tmp_path / "out")
+    summary = pack_images(album, tmp_path / "out", skip_bad=True)
+    assert [entry["what"] for entry in summary["dropped"]] == ["cat/01.jpg", "cat/text.png"]
+    assert sum(summary["samples"].values()) == 11
+    with pytest.raises(ConfigError, match="files here"):
+        pack_images(tmp_path / "nothing", tmp_path / "x")
+    with pytest.raises(ConfigError, match="max_side"):
+        pack_images(album, tmp_path / "x", max_side=2)
+
+
+def test_other_modes_and_large_pictures_become_small_rgb(tmp_path):
+    Image.new("L", (900, 300), 77).save(tmp_path / "grey.png")
+    Image.new("CMYK", (10, 10)).save(tmp_path / "print.jpg")
+    for name in ("grey.png", "print.jpg"):
+        data, kind = read_picture(tmp_path / name, 450)
+        assert kind == "jpg" and decode_square(data, 20, name).shape == (3, 20, 20)
+    data, _ = read_picture(tmp_path / "grey.png", 450)
+    assert np.abs(decode_square(data, 20, "x").astype(int) - 77).max() <= 1
+
+
+def test_decoding_takes_the_centre_square():
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 250
+    assert (decode_square(encode_png(pixels), 10, "x") == 250).all()
+    assert (decode_square(encode_png(pixels), 4, "x") == 250).all()
+
+
+def test_a_picture_bomb_is_refused(tmp_path, monkeypatch):
+    from cadiff.shards import pictures
+
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
+    Image.new("RGB", (20, 20)).save(tmp_path / "big.png")
+    with pytest.raises(DataError, match="20 x 20 pixels"):
+        read_picture(tmp_path / "big.png", 512)
+
+
+def test_both_conventions_of_pixels_become_uint8():
+    floats = np.array([[0.0, 0.5, 1.0]])
+    assert to_uint8(floats, 1.0, "x").tolist() == [[0, 128, 255]]
+    assert to_uint8(floats * 255, 255.0, "x").tolist() == [[0, 128, 255]]
+    for bad in (np.array([-3.0]), np.array([700.0]), np.array([np.nan])):
+        with pytest.raises(DataError, match="x: pixels"):
+            to_uint8(bad, 255.0, "x")
+
+
+def test_a_hundred_real_photos_pack(realdata, tmp_path):
+    summary = pack_images(realdata / "images", tmp_path / "out", val_fraction=0.2)
+    ds = Dataset(tmp_path / "out")
+    assert summary["samples"] == {"train": 80, "val": 20, "test": 0} and len(ds.classes) == 100
+    assert "goldfish" in ds.classes and ds.images(np.arange(100), 64).std() > 40
+    assert verify(tmp_path / "out") == []

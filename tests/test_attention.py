@@ -1,0 +1,140 @@
+"""Attention: every implementation gives the values and gradients of the definition, and says its name."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from cadiff import attention as subject
+from cadiff.attention import attention, attention_reference, describe_attention
+from cadiff.errors import ConfigError
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    forget = subject._chosen.cache_clear
+
+    def set_attention(value):
+        monkeypatch.setenv("CADIFF_ATTENTION", value)
+        forget()
+
+    set_attention("auto")
+    yield set_attention
+    forget()
+
+
+def compare_with_definition(B, H, M, N, D, device="cpu", dtype=torch.float32, atol=1e-5):
+    source = torch.Generator().manual_seed(1)
+    shapes = ((B, H, M, D), (B, H, N, D), (B, H, N, D))
+    leaves = [torch.randn(*shape, generator=source).to(device, dtype).requires_grad_() for shape in shapes]
+    floats = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    grad_BHMD = torch.randn(shapes[0], generator=source).to(device, dtype)
+    live, wanted = attention(*leaves), attention_reference(*floats)
+    assert live.shape == (B, H, M, D)
+    assert live.dtype == dtype
+    grads = torch.autograd.grad(live, leaves, grad_BHMD)
+    for got, want in zip(
+        (live, *grads), (wanted, *torch.autograd.grad(wanted, floats, grad_BHMD.double())), strict=True
+    ):
+        torch.testing.assert_close(got.double(), want, atol=atol, rtol=10 * atol)
+
+
+def test_a_query_takes_the_value_of_the_key_it_matches():
+    q_BHMD = torch.tensor([[[[100.0, 0.0]]]])
+    k_BHND = torch.tensor([[[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]]])
+    v_BHND = torch.tensor([[[[7.0, 8.0], [1.0, 2.0], [3.0, 4.0]]]])
+    for function in (attention, attention_reference):
+        torch.testing.assert_close(function(q_BHMD, k_BHND, v_BHND), torch.tensor([[[[7.0, 8.0]]]]))
+
+
+@pytest.mark.parametrize("name", ["auto", "sdpa", "reference"])
+@pytest.mark.parametrize(
+    ("B", "H", "M", "N", "D"), [(2, 4, 18, 18, 8), (1, 3, 5, 29, 7), (3, 1, 1, 1, 1)], ids=["self", "cross", "ones"]
+)
+def test_values_and_gradients_are_those_of_the_definition(choose, name, B, H, M, N, D):
+    choose(name)
+    compare_with_definition(B, H, M, N, D)
+
+
+def test_half_precision_stays_close(choose):
+    compare_with_definition(2, 2, 9, 4, 16, dtype=torch.bfloat16, atol=3e-2)
+
+
+@pytest.mark.parametrize(("name", "said"), [("auto", "sdpa"), ("sdpa", "sdpa"), ("reference", "reference")])
+def test_it_says_what_runs(choose, name, said):
+    choose(name)
+    assert describe_attention("cpu") == f"{said} (torch {torch.__version__.split('+')[0]}, cpu)"
+
+
+def test_the_choice_is_made_once(choose, monkeypatch):
+    choose("reference")
+    describe_attention("cpu")
+    monkeypatch.setenv("CADIFF_ATTENTION", "sdpa")
+    assert describe_attention("cpu").startswith("reference")
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(choose):
+    choose("flash")
+    with pytest.raises(ConfigError, match="'flash'; expected one of auto, xformers, sdpa, reference"):
+        describe_attention("cpu")
+
+
+def test_xformers_by_name_on_a_cpu_is_refused_with_a_remedy(choose):
+    choose("xformers")
+    with pytest.raises(ConfigError, match=r"no attention for a cpu; expected .* NVIDIA GPU.*CADIFF_ATTENTION=auto"):
+        attention(*torch.zeros(3, 1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (ImportError("no module"), "cannot be imported"),
+        (NotImplementedError("\nNo operator\nlong list"), r"does not run here \(NotImplementedError: No operator\)"),
+        (RuntimeError(""), "does not run here"),
+    ],
+)
+def test_a_gpu_where_xformers_fails_steps_aside_aloud(choose, monkeypatch, caplog, failure, reason):
+    def fails(*_):
+        raise failure
+
+    monkeypatch.setattr(subject, "_probe_xformers", fails)
+    assert describe_attention("cuda").startswith("sdpa")
+    assert "Attention runs in PyTorch (sdpa), because xformers" in caplog.text
+    choose("xformers")
+    with pytest.raises(ConfigError, match=reason):
+        describe_attention("cuda")
+
+
+@pytest.fixture
+def xformers_of_the_definition(monkeypatch):
+    """An xformers that computes the definition in xformers' own layout: (batch, tokens, heads, head size)."""
+
+    def memory_efficient_attention(*heads):
+        assert [tensor.shape[2] for tensor in heads] == [3, 3, 3]
+        return attention_reference(*(tensor.transpose(1, 2) for tensor in heads)).transpose(1, 2)
+
+    xformers, ops = ModuleType("xformers"), ModuleType("xformers.ops")
+    xformers.__version__, xformers.ops, ops.memory_efficient_attention = "0.9", ops, memory_efficient_attention
+    monkeypatch.setitem(sys.modules, "xformers", xformers)
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    monkeypatch.setattr(subject, "_probe_xformers", lambda device_type: None)
+
+
+def test_where_xformers_runs_it_is_used_in_its_own_layout(choose, monkeypatch, xformers_of_the_definition):
+    assert describe_attention("cuda") == "xformers (xformers 0.9, cuda)"
+    monkeypatch.setattr(subject, "_chosen", lambda device_type: "xformers")
+    compare_with_definition(2, 3, 5, 7, 4)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("name", ["auto", "xformers"])
+def test_gpu_attention_is_that_of_the_definition(choose, name):
+    pytest.importorskip("xformers")
+    choose(name)
+    assert describe_attention("cuda").startswith("xformers")
+    for dtype, atol in ((torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)):
+        compare_with_definition(2, 4, 18, 33, 64, device="cuda", dtype=dtype, atol=atol)
