@@ -88,7 +88,7 @@ def sample_images(
             "Sample from shards packed from the same subjects and region."
         )
     side = model.image_size // model.codec.shrink
-    shape_Css = (model.diffusion.unet.config.in_channels, side, side)
+    shape_Css = (model.diffusion.latent, side, side)
     context, pictures = _conditions(model, signal_NV, options.batch), []
     total = len(signal_NV) * options.samples
     for pick_B in torch.arange(total).split(options.batch):

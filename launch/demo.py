@@ -38,13 +38,17 @@ class Demo:
         self._simulate()
         for kind in ("hcp", "god", "bold5000", "images"):
             self._pack(kind)
-        for job in ("phase1", "first_stage", "prior", "phase2", "phase3"):
-            if self.prior is None or job not in ("first_stage", "prior"):
-                self._train(job)
+        for job in self.trained:
+            self._train(job)
         for name in ("cadiff", "shuffled"):
             self._sample(name)
         self._compare()
         return read_json(self.out / "comparison" / "metrics.json")
+
+    @property
+    def trained(self) -> list[str]:
+        """The jobs of this demo, in order; a prior that was brought along is not trained again."""
+        return [job for job in READS if self.prior is None or job not in ("first_stage", "prior")]
 
     def job_folder(self, job: str) -> Path:
         return self.prior if job == "prior" and self.prior is not None else self.out / job

@@ -35,13 +35,11 @@ def write_demo_report(demo: Demo, metrics: dict[str, Any]) -> Path:
         "the pictures below were decoded from its responses to stimuli that no model had been trained on.",
         metrics=metrics,
         pictures=Pictures(samples.truth, methods, captions),
-        runs=[collect_run(demo.job_folder(job)) for job in READS],
+        runs=[collect_run(demo.out / job) for job in demo.trained],
         data=[DataSource(kind, ds.hash, f"{len(ds):,} samples, {ds.voxels:,} voxels") for kind, ds in sets.items()],
         sampling=samples.facts,
         environment=examine(),
-        notes=[
-            "Every brain here is simulated: the numbers say that the code works, not how well real brains decode."
-        ],
+        notes=["Every brain here is simulated: the numbers say that the code works, not how well real brains decode."],
     )
     return write_report(demo.out / "report.html", content)
 
@@ -55,8 +53,8 @@ def print_tables(demo: Demo, metrics: dict[str, Any]) -> None:
     jobs = Table(title="Training", title_justify="left")
     for heading in ("phase", "steps", "time", "samples/s", "loss first → last", "validation"):
         jobs.add_column(heading, justify="left" if heading == "phase" else "right")
-    for job in READS:
-        run = collect_run(demo.job_folder(job)).summary
+    for job in demo.trained:
+        run = collect_run(demo.out / job).summary
         validation = "" if run["val_loss"] is None else f"{run['val_loss']:.3f}"
         loss = f"{run['loss_first']:.3f} → {run['loss_last']:.3f}"
         jobs.add_row(job, str(run["steps"]), f"{run['seconds']:.0f} s", f"{run['samples_per_s']:.0f}", loss, validation)

@@ -145,9 +145,11 @@ class UNetModel(Section):
     layers: int = Field(2, ge=1)
     heads: int = Field(1, ge=1)
     context_width: int = Field(512, ge=1)
+    patch: int = Field(1, ge=1)  # latents per side folded into channels before the first level: small, fast networks
     beta_start: float = Field(0.0015, gt=0)
     beta_end: float = Field(0.0195, gt=0)
     timesteps: int = Field(1000, ge=2)
+    predict: Literal["noise", "velocity"] = "noise"  # the paper's is noise; velocity stays sane after short trainings
     drop: float = Field(0.1, ge=0, lt=1)  # share of samples trained without their class, for classifier-free guidance
 
     @model_validator(mode="after")

@@ -82,20 +82,27 @@ class FmriConditioner(nn.Module):
 
 
 class ClassConditioner(nn.Module):
-    """Class labels as one context token each, as in cin256-v2; its last row stands for no class."""
+    """Class labels as one context token each, as in cin256-v2; the last row stands for no class.
+
+    The time embedding hears of the class too, so that the UNet is used to both ways before phase 3; at first it hears
+    nothing.
+    """
 
     def __init__(self, classes: int, context_width: int, time_width: int) -> None:
         super().__init__()
-        self.classes, self.time_width = classes, time_width
+        self.classes = classes
         self.embedding = nn.Embedding(classes + 1, context_width)
+        self.time = nn.Linear(context_width, time_width)
+        nn.init.zeros_(self.time.weight)
+        nn.init.zeros_(self.time.bias)
 
     def forward(self, label_B: Tensor, drop_B: Tensor | None = None) -> Condition:
-        """Context (B, 1, D) of labels int64 (B,); -1 means no class. The time vector is zero."""
+        """Context (B, 1, D) and time vector (B, E) of labels int64 (B,); -1 means no class."""
         unknown_B = label_B < 0
         if drop_B is not None:
             unknown_B = unknown_B | drop_B
-        context_B1D = self.embedding(torch.where(unknown_B, self.classes, label_B))[:, None]
-        return Condition(context_B1D, context_B1D.new_zeros(len(label_B), self.time_width))
+        context_BD = self.embedding(torch.where(unknown_B, self.classes, label_B))
+        return Condition(context_BD[:, None], self.time(context_BD))
 
 
 def _pool() -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from cadiff.attention import describe_attention
 from cadiff.config import UNetModel
@@ -22,36 +23,46 @@ SCHEDULERS = ("plms", "ddim", "dpm")
 
 
 class LatentDiffusion(nn.Module):
-    """Add noise to latents, and predict the noise that was added."""
+    """Add noise to latents, and predict the noise that was added (or the velocity, which mixes noise and latents)."""
 
     def __init__(self, model: UNetModel, latent: int, *, checkpoint: bool = False) -> None:
         super().__init__()
         from diffusers import DDPMScheduler
 
-        self.unet = build_unet(model, latent)
+        self.latent, self.patch = latent, model.patch
+        self.unet = build_unet(model, latent * model.patch**2)
         if checkpoint:
             self.unet.enable_gradient_checkpointing()
         if torch.cuda.is_available() and describe_attention("cuda").startswith("xformers"):
             self.unet.enable_xformers_memory_efficient_attention()
-        self.timesteps = model.timesteps
-        self._noising = DDPMScheduler(**_betas(model))
+        self.timesteps, self.predict = model.timesteps, model.predict
+        self._noising = DDPMScheduler(**_schedule(model))
 
     def add_noise(self, latent_BCss: Tensor, noise_BCss: Tensor, time_B: Tensor) -> Tensor:
         """Latents at the noise level of ``time_B``, int64 in [0, timesteps)."""
         return self._noising.add_noise(latent_BCss, noise_BCss, time_B)
 
-    def remove_noise(self, noisy_BCss: Tensor, noise_BCss: Tensor, time_B: Tensor) -> Tensor:
-        """The clean latents that ``add_noise`` would have turned into ``noisy_BCss`` with this noise."""
+    def target(self, latent_BCss: Tensor, noise_BCss: Tensor, time_B: Tensor) -> Tensor:
+        """What ``forward`` learns to say: the noise, or the velocity of Salimans and Ho 2022 (eq. 31, appendix D)."""
+        if self.predict == "noise":
+            return noise_BCss
+        return self._noising.get_velocity(latent_BCss, noise_BCss, time_B)
+
+    def clean(self, noisy_BCss: Tensor, predicted_BCss: Tensor, time_B: Tensor) -> Tensor:
+        """The clean latents that a prediction implies."""
         kept_B111 = self._noising.alphas_cumprod.to(noisy_BCss)[time_B].view(-1, 1, 1, 1)
-        return (noisy_BCss - (1 - kept_B111).sqrt() * noise_BCss) / kept_B111.sqrt()
+        if self.predict == "velocity":
+            return kept_B111.sqrt() * noisy_BCss - (1 - kept_B111).sqrt() * predicted_BCss
+        return (noisy_BCss - (1 - kept_B111).sqrt() * predicted_BCss) / kept_B111.sqrt()
 
     def forward(self, noisy_BCss: Tensor, time_B: Tensor, context_BND: Tensor, time_BE: Tensor) -> Tensor:
-        """Predict the noise (B, C, s, s), given context tokens and a vector for the time embedding."""
-        return self.unet(noisy_BCss, time_B, context_BND, class_labels=time_BE).sample
+        """Predict the noise or velocity (B, C, s, s), given context tokens and a vector for the time embedding."""
+        folded = self.unet(pixel_unshuffle(noisy_BCss, self.patch), time_B, context_BND, class_labels=time_BE).sample
+        return pixel_shuffle(folded, self.patch)
 
 
-def build_unet(model: UNetModel, latent: int) -> Any:
-    """Build the UNet for latents of ``latent`` channels.
+def build_unet(model: UNetModel, channels: int) -> Any:
+    """Build the UNet for inputs of ``channels`` channels.
 
     Raises:
         ConfigError: the heads do not divide the channels of a level that has attention.
@@ -67,8 +78,8 @@ def build_unet(model: UNetModel, latent: int) -> Any:
     down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in model.attention]
     up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(model.attention)]
     unet = UNet2DConditionModel(
-        in_channels=latent,
-        out_channels=latent,
+        in_channels=channels,
+        out_channels=channels,
         down_block_types=tuple(down),
         up_block_types=tuple(up),
         block_out_channels=tuple(model.channels),
@@ -99,7 +110,7 @@ def make_scheduler(name: str, model: UNetModel) -> Any:
 
     if name not in SCHEDULERS:
         raise ConfigError(f"There is no sampler '{name}'. Choose one of {', '.join(SCHEDULERS)}.")
-    leading = {"timestep_spacing": "leading", "steps_offset": 1, **_betas(model)}
+    leading = {"timestep_spacing": "leading", "steps_offset": 1, **_schedule(model)}
     if name == "plms":
         return PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **leading)
     if name == "ddim":
@@ -107,12 +118,13 @@ def make_scheduler(name: str, model: UNetModel) -> Any:
     return DPMSolverMultistepScheduler(**leading)
 
 
-def _betas(model: UNetModel) -> dict[str, Any]:
+def _schedule(model: UNetModel) -> dict[str, Any]:
     return {
         "num_train_timesteps": model.timesteps,
         "beta_start": model.beta_start,
         "beta_end": model.beta_end,
         "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon" if model.predict == "noise" else "v_prediction",
     }
 
 

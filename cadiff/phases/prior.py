@@ -61,14 +61,14 @@ def keyed_drop(seed: int, stream: str, batch: dict[str, Tensor], share: float) -
 def noise_loss(
     codec: ImageCodec, diffusion: LatentDiffusion, condition: Condition, batch: dict[str, Tensor], seed: int, phase: str
 ) -> Tensor:
-    """Mean squared error of the predicted noise (Ho et al. 2020), at one keyed time per sample."""
+    """Mean squared error of the prediction (Ho et al. 2020), at one keyed time per sample."""
     with torch.no_grad():
         latent_BCss = codec.encode(to_unit(batch["image"])).float()
     key = (batch["epoch"], batch["sample_id"])
     time_B = keyed_integers(seed, f"{phase}/t", *key, 1, diffusion.timesteps)[:, 0]
     noise_BCss = keyed_normal(seed, f"{phase}/noise", *key, latent_BCss[0].numel()).view_as(latent_BCss)
     predicted_BCss = diffusion(diffusion.add_noise(latent_BCss, noise_BCss, time_B), time_B, *condition)
-    return (predicted_BCss.float() - noise_BCss).square().mean()
+    return (predicted_BCss.float() - diffusion.target(latent_BCss, noise_BCss, time_B)).square().mean()
 
 
 def denoise_once(
@@ -82,5 +82,5 @@ def denoise_once(
     predicted_BCss = diffusion(noisy_BCss, time_B, *condition).float()
     return {
         "image": batch["image"],
-        "denoised": to_bytes(codec.decode(diffusion.remove_noise(noisy_BCss, predicted_BCss, time_B))),
+        "denoised": to_bytes(codec.decode(diffusion.clean(noisy_BCss, predicted_BCss, time_B))),
     }

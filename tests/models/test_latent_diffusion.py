@@ -38,6 +38,12 @@ def test_the_prediction_has_the_shape_of_the_latents(diffusion):
     assert diffusion(*inputs()).shape == (2, 3, 8, 8)
 
 
+def test_folding_latents_shrinks_the_network_not_the_latents():
+    folded = awake(LatentDiffusion(TINY.model_copy(update={"patch": 2}), 3))
+    assert folded.unet.config.in_channels == folded.unet.config.out_channels == 12
+    assert folded(*inputs()).shape == (2, 3, 8, 8)
+
+
 @pytest.mark.parametrize("changed", [1, 2, 3])
 def test_time_context_and_time_vector_all_reach_the_prediction(diffusion, changed):
     plain, other = inputs(), inputs()
@@ -83,13 +89,17 @@ def test_the_noise_schedule_is_the_papers():
     assert kept[-1].item() == pytest.approx(1.423e-4, rel=1e-3)
 
 
-def test_removing_the_noise_undoes_adding_it(diffusion):
+@pytest.mark.parametrize("predict", ["noise", "velocity"])
+def test_a_perfect_prediction_gives_the_clean_latents_back(predict):
+    diffusion = LatentDiffusion(TINY.model_copy(update={"predict": predict}), 3)
     latent, time, *_ = inputs()
     noise = torch.randn_like(latent)
     noisy = diffusion.add_noise(latent, noise, time)
     kept = make_scheduler("ddim", TINY).alphas_cumprod[time].view(-1, 1, 1, 1)
     assert torch.allclose(noisy, kept.sqrt() * latent + (1 - kept).sqrt() * noise, atol=1e-6)
-    assert torch.allclose(diffusion.remove_noise(noisy, noise, time), latent, atol=1e-4)
+    target = diffusion.target(latent, noise, time)
+    assert torch.equal(target, noise) is (predict == "noise")
+    assert torch.allclose(diffusion.clean(noisy, target, time), latent, atol=1e-4)
 
 
 def test_plms_with_250_steps_visits_the_papers_times_in_251_calls():
@@ -101,15 +111,17 @@ def test_plms_with_250_steps_visits_the_papers_times_in_251_calls():
     assert times[:4] == [997, 993, 993, 989]  # the first step looks twice, as a Heun step does
 
 
+@pytest.mark.parametrize("predict", ["noise", "velocity"])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_samplers_find_the_data_when_the_prediction_is_exact(name):
-    scheduler = make_scheduler(name, UNetModel())
+def test_samplers_find_the_data_when_the_prediction_is_exact(name, predict):
+    scheduler = make_scheduler(name, UNetModel(predict=predict))
     scheduler.set_timesteps(40)
     kept = scheduler.alphas_cumprod
     data, latent = torch.tensor([[0.7, -1.2]]), torch.tensor([[0.3, 1.9]])
     for time in scheduler.timesteps:
         noise = (latent - kept[time].sqrt() * data) / (1 - kept[time]).sqrt()
-        latent = scheduler.step(noise, time, latent).prev_sample
+        velocity = kept[time].sqrt() * noise - (1 - kept[time]).sqrt() * data
+        latent = scheduler.step(noise if predict == "noise" else velocity, time, latent).prev_sample
     assert torch.allclose(latent, data, atol=0.08)  # the last step leaves the noise of time 0
 
 

@@ -1,0 +1,142 @@
+"""The whole road on a tiny brain: it ends with a report, is not done twice, and survives kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cadiff.errors import ConfigError
+from cadiff.launch.demo_plan import load_plan
+
+pytestmark = pytest.mark.multiprocess
+
+_TINY = """
+brain.classes=3 brain.voxels=60 brain.train_images=48 brain.test_images=8 brain.test_repeats=2
+brain.hcp_subjects=2 brain.hcp_movie_runs=0 brain.hcp_frames=160 brain.bold_trials=36 brain.bold_repeated=4
+brain.bold_voxels=40 brain.extra_images=40 pack.hcp_window=4 pack.val=0.2 sample.samples=1 sample.steps=2
+"""
+_JOBS = {
+    "phase1": "model.width=16 model.depth=1 model.heads=2 model.decoder_width=16 model.decoder_heads=2",
+    "first_stage": "model.channels=[8,8,8] model.codes=16",
+    "prior": "model.channels=[8,16] model.heads=2 model.context_width=8",
+    "phase2": "model.width=16 model.depth=1 model.heads=2 model.decoder_width=16 model.decoder_heads=2 "
+    "image.width=16 image.depth=1 image.heads=2 image.mlp_width=16 image.decoder_width=16 image.decoder_heads=2",
+    "phase3": "model.width=16 model.depth=1 model.heads=2 condition.tokens=4",
+}
+_TRAIN = "train.steps=4 train.batch=8 train.log_every=2 train.save_every=2 train.val_every=4 track.wandb=off"
+
+
+def overrides():
+    words = _TINY.split()
+    for job, model in _JOBS.items():
+        words += [f"{job}.{word}" for word in f"{model} {_TRAIN}".split()]
+    return [*words, "prior.track.wandb=offline"]
+
+
+def command(out, *more):
+    return [sys.executable, "-m", "cadiff.launch.cli", "demo", "-o", str(out), *more, *overrides()]
+
+
+def run(out, *more):
+    return subprocess.run(command(out, *more), capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    done = run(out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out, done
+
+
+def test_it_prints_the_tables_and_writes_a_report_that_needs_nothing_else(finished):
+    out, done = finished
+    for text in ("phase1", "first_stage", "prior", "phase2", "phase3", "chance", "ridge", "shuffled", "report.html"):
+        assert text in done.stdout
+    page = (out / "report.html").read_text()
+    assert "http://" not in page and "https://" not in page
+    assert page.count("<img") > 8
+    metrics = json.loads((out / "comparison" / "metrics.json").read_text())
+    assert set(metrics["methods"]) == {"cadiff", "ridge", "nearest", "shuffled"}
+    assert metrics["stimuli"] == 8
+    assert list((out / "prior" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_every_job_ran_on_two_ranks_and_names_its_parents(finished):
+    out, _ = finished
+    cards = {job: json.loads((out / job / "export" / "card.json").read_text()) for job in _JOBS}
+    assert all(card["lineage"]["world"] == 2 and card["lineage"]["zero"] == 2 for card in cards.values())
+    parents = {job: sorted(card["lineage"]["parents"]) for job, card in cards.items()}
+    assert parents == {
+        "phase1": [], "first_stage": [], "prior": ["first_stage"], "phase2": ["fmri"], "phase3": ["fmri", "prior"],
+    }  # fmt: skip
+
+
+def test_a_second_start_does_nothing_again(finished):
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("card.json")}
+    again = run(out)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stderr.count("done before, unchanged") == 13
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("card.json")}
+
+
+@pytest.mark.slow
+def test_a_prior_can_be_brought_along(finished, tmp_path):
+    out, _ = finished
+    done = run(tmp_path / "demo", "--init", str(out / "prior"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (tmp_path / "demo" / "prior").exists()
+    assert (tmp_path / "demo" / "report.html").exists()
+
+
+def test_overrides_are_checked_before_anything_runs(tmp_path):
+    for text, named in [
+        ("brain.snrr=1", "snrr"),
+        ("phase9.train.steps=1", "begin a demo override with"),
+        ("brain.snr=loud", "loud"),
+    ]:
+        with pytest.raises(ConfigError, match=named):
+            load_plan([text], 1, None)
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_plan([], 1, tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        load_plan(["phase1.optim.lr=abc"], 1, None).job("phase1", [])
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_metrics(finished, tmp_path):
+    out, _ = finished
+    killed = tmp_path / "demo"
+    kills = 0
+    for stage in [path.name.removesuffix(".done.json") for path in sorted((out / "stages").glob("*.done.json"))]:
+        kills += _kill_in(killed, stage)
+    done = run(killed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert kills >= 9
+    names = ("comparison/metrics.json", "phase3/export/card.json", "samples/cadiff/samples.npz")
+    for name in names:
+        assert (killed / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def _kill_in(out, stage):
+    """Start the demo and kill it, and it alone, shortly after ``stage`` began; False if that was over already."""
+    began, done = out / "stages" / f"{stage}.started.json", out / "stages" / f"{stage}.done.json"
+    if done.exists():
+        return False
+    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not began.exists() and process.poll() is None:
+            time.sleep(0.02)
+        checkpoint = out / stage / "checkpoints"
+        if stage in _JOBS:
+            while not list(checkpoint.glob("step-*/COMMITTED")) and process.poll() is None:
+                time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.wait()
+    return not done.exists()
