@@ -91,9 +91,8 @@ class Engine:
         groups = parameter_groups(self.phase, job.optim.weight_decay)
         if not groups:
             raise ConfigError("No parameter of this job is trained: everything is frozen.")
-        optimizer = torch.optim.AdamW(
-            groups, lr=job.optim.lr, betas=tuple(job.optim.betas), eps=job.optim.eps, fused=self.device.type == "cuda"
-        )
+        betas = tuple(job.optim.betas)
+        optimizer = torch.optim.AdamW(groups, lr=job.optim.lr, betas=betas, eps=job.optim.eps, fused=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls names that torch is renaming
             self._engine, self._optimizer, _, _ = deepspeed.initialize(

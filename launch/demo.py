@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from cadiff.launch.demo_plan import DemoPlan
 from cadiff.launch.stages import Ledger, Stage
 from cadiff.launch.start import start_training
 from cadiff.launch.view import View
+from cadiff.launch.worker import end_with
 
 # Who reads what: job -> its packed sets and the init keys that name earlier jobs.
 READS = {"phase1": "hcp", "first_stage": "images", "prior": "images", "phase2": "god", "phase3": "god"}
@@ -66,8 +70,13 @@ class Demo:
 
         def work() -> None:
             self.view.line("simulate: a brain that writes HCP, GOD and BOLD5000 files")
-            with self.view.task("simulate") as task:
-                simulate(raw, spec, progress=task.advance)
+            # Parts are independent and single-threaded: two processes share them, and end with this one.
+            pool = ProcessPoolExecutor(2, get_context("spawn"), initializer=end_with, initargs=(str(os.getpid()),))
+            with self.view.task("simulate") as task, pool:
+                parts = {pool.submit(simulate, raw, spec, (part,)): part for part in PARTS}
+                for done, future in enumerate(as_completed(parts), start=1):
+                    future.result()
+                    task.advance(parts[future], done, len(parts))
 
         markers = [raw / part / ".simulated.json" for part in PARTS]
         self._do("simulate", {"study": study}, raw, work, lambda: "+".join(map(sha256, markers)))

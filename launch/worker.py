@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("cadiff").setLevel(logging.INFO if here.is_main else logging.ERROR)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    _end_with(os.environ.get(PARENT))
+    end_with(os.environ.get(PARENT))
     try:
         return _train(options, here)
     except CadiffError as problem:
@@ -68,7 +68,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def _end_with(parent: str | None) -> None:
+def end_with(parent: str | None) -> None:
     """Leave when the process that started this job is gone: a killed `cadiff` must not leave ranks behind."""
     if parent is None:
         return

@@ -45,7 +45,7 @@ class FmriConditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.fmri = FmriEncoder(model, voxels, checkpoint=checkpoint)
-        self.mix = _pool() if condition.pool else _mixer(self.fmri.length, condition.tokens)
+        self.mix = nn.Identity() if condition.pool else _mixer(self.fmri.length, condition.tokens)
         self.project = nn.Linear(model.width, context_width)
         self.tokens = 1 if condition.pool else condition.tokens
         self.pool, self.time_width = condition.pool, time_width
@@ -103,10 +103,6 @@ class ClassConditioner(nn.Module):
             unknown_B = unknown_B | drop_B
         context_BD = self.embedding(torch.where(unknown_B, self.classes, label_B))
         return Condition(context_BD[:, None], self.time(context_BD))
-
-
-def _pool() -> nn.Module:
-    return nn.Identity()
 
 
 def _mixer(length: int, tokens: int) -> nn.Module:
