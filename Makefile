@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip
+# xformers has CUDA operators only: it is installed where there is an NVIDIA GPU.
+EXTRAS = test$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,xformers)
 READY = $(VENV)/.ready
 
 .PHONY: demo test test-slow test-gpu lint coverage clean
@@ -31,7 +33,7 @@ $(READY): setup.py pyproject.toml constraints.txt
 		{ echo "CADiff needs Python 3.11 or newer; say which with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt torch setuptools
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,xformers]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $(READY)
 
 clean:
