@@ -57,7 +57,8 @@ def _commit(beside: Path, final: Path) -> None:
 
 def committed(run: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run / "checkpoints").glob("step-*/COMMITTED"))
+    found = (path.parent for path in (run / "checkpoints").glob("step-*/COMMITTED"))
+    return sorted(found, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def newest_valid(run: Path) -> Path | None:

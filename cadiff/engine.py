@@ -53,6 +53,11 @@ def deepspeed_json(job: Job, micro_batch: int, accumulate: int) -> dict[str, Any
             f"engine.deepspeed.{unknown[0]} cannot be passed through. Allowed: {', '.join(sorted(PASSTHROUGH))}; "
             "batch sizes, clipping, precision and optimizer are set by train.*, optim.* and engine.*."
         )
+    owned = {"stage", "offload_optimizer"} & job.engine.deepspeed.get("zero_optimization", {}).keys()
+    if owned:
+        raise ConfigError(
+            f"engine.deepspeed.zero_optimization.{min(owned)} is decided by engine.zero and engine.offload; set those."
+        )
     zero: dict[str, Any] = {"stage": job.engine.zero}
     if job.engine.offload:
         zero["offload_optimizer"] = {"device": "cpu"}

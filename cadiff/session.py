@@ -18,7 +18,7 @@ from cadiff.config import Job, dump_toml
 from cadiff.distributed import Place
 from cadiff.engine import Engine, device_of
 from cadiff.errors import ConfigError
-from cadiff.files import write_text
+from cadiff.files import read_json, write_json, write_text
 from cadiff.kernels.dispatch import describe as describe_kernels
 from cadiff.kernels.dispatch import self_check
 from cadiff.phases import Space, build_phase
@@ -43,6 +43,7 @@ class Session:
     engine: Engine
     steps: int
     identity: dict[str, Any]
+    finished: bool = False  # by an earlier start; there is nothing left to do
     step: int = 0
     spent_s: float = 0.0  # training time of earlier starts
     started: float = field(default_factory=time.monotonic)
@@ -63,8 +64,9 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
         "image_size": None if job.phase == "phase1" else job.data.image_size,
     }
     stream = Stream(datasets, split="train", batch=job.train.batch, micro_batch=micro, **options)
+    check_batch(job, stream)
     space = Space(width, len(stream.classes))
-    val = _validation_stream(job, datasets, place, options)
+    val = _validation_stream(job, datasets, place, micro, options)
     torch.manual_seed(job.seed)  # fresh weights are the same on every rank
     phase = build_phase(job, space)
     identity = {
@@ -73,20 +75,54 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
         "world": place.world,
         "zero": job.engine.zero,
     }
+    finished = claim(run, identity, place)
     if place.is_main:
-        run.mkdir(parents=True, exist_ok=True)
         write_text(run / "job.toml", dump_toml(job))
         report_parameters(phase, job, place, describe_attention(device_of(place)))
     self_check(device_of(place))
     engine = Engine(phase, job, place, micro, stream.accumulate)
     steps = job_steps(job.train, stream.steps_per_epoch)
-    session = Session(job, run, place, space, stream, val, engine, steps, identity)
+    session = Session(job, run, place, space, stream, val, engine, steps, identity, finished)
     newest = checkpoint.newest_valid(run)
     if newest is not None:
         state = checkpoint.load(engine, newest, identity)
         session.step, session.spent_s = state["step"], state["spent_s"]
         log.info("resuming %s at step %d of %d", job.name, session.step, session.steps)
     return session
+
+
+def claim(run: Path, identity: dict[str, Any], place: Place) -> bool:
+    """Make the run folder this job's, before anything else is written; True if the job is finished there.
+
+    Raises:
+        ConfigError: the folder is another job's; nothing in it was changed.
+    """
+    path = run / "identity.json"
+    if path.is_file():
+        owner = read_json(path)
+        differing = sorted(key for key in identity if owner.get(key) != identity[key])
+        if differing:
+            raise ConfigError(
+                f"{run}: is the run of another job (it differs in {', '.join(differing)}; see its job.toml). "
+                "Continue with the settings of that run, or give another --out folder."
+            )
+        return (run / "summary.json").is_file() and (run / "export" / "card.json").is_file()
+    if place.is_main:
+        write_json(path, identity)
+    return False
+
+
+def check_batch(job: Job, stream: Stream) -> None:
+    """Refuse data without what the phase reads, and a batch that would not mean what the config says."""
+    if job.phase != "phase1" and "image" not in stream.keys:
+        raise ConfigError(f"data.shards: {job.data.shards} do not all hold pictures; {job.phase} needs them.")
+    contrasts = job.phase == "phase1" and (job.loss.self_contrast or job.loss.cross_contrast) and job.loss.scale
+    if contrasts and job.loss.negatives == "global" and stream.accumulate > 1:
+        raise ConfigError(
+            f"loss.negatives = 'global' means the whole batch of {job.train.batch}, but it is split into "
+            f"{stream.accumulate} micro-batches a step. Raise train.micro_batch, use more ranks, or set "
+            "loss.negatives=micro."
+        )
 
 
 def signal_width(job: Job, datasets: list[Dataset]) -> int:
@@ -107,12 +143,24 @@ def job_hash(job: Job) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def _validation_stream(job: Job, datasets: list[Dataset], place: Place, options: dict[str, Any]) -> Stream | None:
-    count = sum(len(dataset.ids(split="val", subjects=job.data.subjects or None)) for dataset in datasets)
-    batch = min(job.train.batch, count) // place.world * place.world
-    if batch == 0:
+def _validation_stream(
+    job: Job, datasets: list[Dataset], place: Place, micro: int, options: dict[str, Any]
+) -> Stream | None:
+    """The validation split in batches no larger than training's; None where it has fewer samples than ranks."""
+    count = 0
+    for dataset in datasets:
+        known = [subject for subject in job.data.subjects if subject in dataset.subjects]
+        ids = dataset.ids(split="val", subjects=known if job.data.subjects else None)
+        if job.phase != "phase1":
+            stimuli = dataset.table.stimulus[ids]
+            ids = ids[(stimuli >= 0) & dataset.has_picture[stimuli]]
+        count += len(ids)
+    micro = min(micro, count // place.world)
+    if micro == 0:
         return None
-    return Stream(datasets, split="val", batch=batch, micro_batch=batch // place.world, **options)
+    whole = micro * place.world
+    batch = min(job.train.batch, count) // whole * whole
+    return Stream(datasets, split="val", batch=batch, micro_batch=micro, **options)
 
 
 def report_parameters(phase: torch.nn.Module, job: Job, place: Place, attention: str) -> None:

@@ -17,6 +17,7 @@ from cadiff.config import Job
 from cadiff.distributed import Place
 from cadiff.engine import start_processes
 from cadiff.errors import NonFiniteError, Preempted
+from cadiff.files import read_json
 from cadiff.finish import finish
 from cadiff.schedule import lr_at
 from cadiff.session import Session, prepare
@@ -29,7 +30,7 @@ def train(job: Job, run: Path, place: Place) -> dict[str, Any]:
     """Train ``job`` in the folder ``run`` until its last step, from the newest valid checkpoint if there is one.
 
     Returns:
-        The run's summary (also written to ``summary.json``), the same on every rank.
+        The run's summary, which ``summary.json`` holds too; on other ranks than 0 it may be empty.
 
     Raises:
         ConfigError: the run folder belongs to another job, or the shards do not fit it.
@@ -38,6 +39,9 @@ def train(job: Job, run: Path, place: Place) -> dict[str, Any]:
     """
     start_processes(place)
     session = prepare(job, run, place)
+    if session.finished:
+        log.info("%s: finished before; nothing to do", job.name)
+        return read_json(run / "summary.json")
     signal.signal(signal.SIGTERM, lambda *_: setattr(session, "stop_asked", True))
     tracker = Tracker(run, job, session.step) if place.is_main else None
     try:
@@ -71,7 +75,8 @@ def _after_step(session: Session, tracker: Tracker | None, window: _Window, lr: 
     train_options, step = session.job.train, session.step
     last = step == session.steps
     stopping = False
-    if step % train_options.log_every == 0 or last or step == 1:
+    saving = step % train_options.save_every == 0
+    if step % train_options.log_every == 0 or saving or last or step == 1:  # nothing is saved after a bad loss
         stopping = _report(session, tracker, window, lr)
     if session.val is not None and (step % train_options.val_every == 0 or last):
         values = validate(session)
@@ -79,7 +84,7 @@ def _after_step(session: Session, tracker: Tracker | None, window: _Window, lr: 
             tracker.log(step, values)
             log.info("step %d/%d | validation loss %.4f", step, session.steps, values["val/loss"])
         window.restart()
-    if (step % train_options.save_every == 0 or stopping) and not last:
+    if (saving or stopping) and not last:
         _save(session)
         window.restart()
     if stopping and not last:
@@ -97,7 +102,7 @@ def _report(session: Session, tracker: Tracker | None, window: _Window, lr: floa
     if bad:
         raise NonFiniteError(
             f"{job.name}: by step {session.step} {', '.join(bad)}. Lower optim.lr or check the shards with "
-            "`cadiff shards verify`; the last checkpoint is intact."
+            "`cadiff shards verify`. Checkpoints are only saved after finite losses."
         )
     seconds = time.monotonic() - window.started
     samples = window.count * job.train.batch / session.stream.accumulate
@@ -152,9 +157,8 @@ def validate(session: Session) -> dict[str, float]:
     engine.phase.eval()
     window = _Window()
     for step in range(min(session.job.train.val_batches, stream.steps_per_epoch)):
-        batch = stream.micro(step, 0)
-        batch["epoch"] = torch.full_like(batch["epoch"], -1)
-        window.add(engine(batch))
+        for index in range(stream.accumulate):
+            window.add(engine(stream.micro(step, index)))
     engine.phase.train()
     means = engine.mean_over_ranks(torch.stack([value / window.count for value in window.sums.values()]).double())
     terms = dict(zip((f"val/{name}" for name in window.sums), means.tolist()))

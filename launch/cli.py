@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     except CadiffError as problem:
         print(f"cadiff: {problem}", file=sys.stderr)
         sys.exit(problem.exit_code)
+    except OSError as problem:
+        print(f"cadiff: {problem}. Check the path, its permissions and the free space.", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -79,4 +79,7 @@ def load_plan(overrides: list[str], seed: int, stimuli: Path | None) -> DemoPlan
     except ValidationError as problem:
         error = problem.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, error['loc']))} = {error['input']!r}: {error['msg']}.") from None
-    return DemoPlan(stages, seed, jobs)
+    plan = DemoPlan(stages, seed, jobs)
+    for name in jobs:
+        plan.job(name, [])  # a mistake in any job is said before anything runs
+    return plan

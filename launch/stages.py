@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cadiff.errors import DataError
+from cadiff.errors import ConfigError, DataError
 from cadiff.files import read_json, write_json
 
 
@@ -45,22 +45,28 @@ class Ledger:
 
     def run(self, stage: Stage, say: Callable[[str], None]) -> str:
         """Do the stage unless it is done; returns the digest of its result."""
-        done = self.folder / f"{stage.name}.done.json"
-        record = self._read(done)
+        done, started = (self.folder / f"{stage.name}.{state}.json" for state in ("done", "started"))
+        record, begun = self._read(done), self._read(started)
         if record.get("key") == stage.key:
             present = _digest_or_none(stage)
             if present is not None and present == record.get("digest"):
                 say(f"{stage.name}: done before, unchanged")
                 return present
-        started = self.folder / f"{stage.name}.started.json"
-        if self._read(started).get("key") != stage.key and stage.folder.exists():
-            shutil.rmtree(stage.folder)
+        if stage.folder.exists() and (record or begun.get("key") != stage.key):
+            self._remove(stage, ours=bool(record or begun))
         done.unlink(missing_ok=True)
         write_json(started, {"key": stage.key, "inputs": json.loads(json.dumps(stage.inputs, default=str))})
         stage.work()
         digest = stage.digest()
         write_json(done, {"key": stage.key, "digest": digest})
         return digest
+
+    @staticmethod
+    def _remove(stage: Stage, *, ours: bool) -> None:
+        """Make room for other inputs, or for a result that was damaged; never for files that no stage wrote."""
+        if not ours and any(stage.folder.iterdir()):
+            raise ConfigError(f"{stage.folder}: holds files that were not made here. Choose another output folder.")
+        shutil.rmtree(stage.folder)
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cadiff.errors import CadiffError, ConfigError, DataError, NonFiniteError, Preempted
-from cadiff.launch.worker import MARK, PARENT
+from cadiff.launch.worker import ERROR, MARK, PARENT
 
 _ERRORS = {kind.exit_code: kind for kind in (ConfigError, DataError, NonFiniteError, Preempted)}
+_ERROR = f"{MARK}{ERROR} "
 _ENDING = 30  # lines of the log shown when a job dies of something that is not a CadiffError
 
 
@@ -47,6 +50,8 @@ def start_training(
     command += ["--master_port", str(_free_port()), "--module", "cadiff.launch.worker"]
     command += ["--config", str(config), "--out", str(run), "--phase", phase, *overrides]
     said: list[str] = []
+    errors: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
     with (
         open(run / "log.txt", "a", encoding="utf-8") as log,
         subprocess.Popen(
@@ -54,23 +59,40 @@ def start_training(
         ) as process,
     ):
         try:
+            signal.signal(signal.SIGTERM, lambda *_: _ask_to_stop(process.pid))
             for line in process.stdout:
                 log.write(line)
                 said.append(line.rstrip("\n"))
                 del said[:-_ENDING]
-                if line.startswith(MARK):
+                if line.startswith(_ERROR):
+                    errors.append(line.removeprefix(_ERROR).rstrip("\n"))
+                elif line.startswith(MARK):
                     say(line.removeprefix(MARK).rstrip("\n"))
         except BaseException:
             process.terminate()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if process.returncode:
-        raise _failure(process.returncode, said, run)
+        raise _failure(process.returncode, errors, said, run)
 
 
-def _failure(code: int, said: list[str], run: Path) -> CadiffError:
-    errors = [line.removeprefix(f"{MARK}error: ") for line in said if line.startswith(f"{MARK}error: ")]
-    if errors and code in _ERRORS:
-        return _ERRORS[code](errors[-1])
+def _ask_to_stop(launcher: int) -> None:
+    """Pass SIGTERM to the ranks themselves: the launcher would kill them before they have saved."""
+    import psutil
+
+    for process in psutil.Process(launcher).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "cadiff.launch.worker" in process.cmdline() and "deepspeed.launcher.launch" not in process.cmdline():
+                process.send_signal(signal.SIGTERM)
+
+
+def _failure(code: int, errors: list[str], said: list[str], run: Path) -> CadiffError:
+    """The error that a rank explained, whichever rank it was and however the launcher ended; else the log's end."""
+    for text in errors:
+        kind, _, message = text.partition(": ")
+        if kind.isdigit() and int(kind) in _ERRORS:
+            return _ERRORS[int(kind)](message)
     ending = "\n".join(said)
     return TrainingFailed(f"A rank ended with code {code}; the whole log is {run / 'log.txt'}. It ended with\n{ending}")
 

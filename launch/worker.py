@@ -14,11 +14,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TextIO
 
 from cadiff.distributed import place
 from cadiff.errors import CadiffError, ConfigError
 
 MARK = "[cadiff] "  # the lines of a rank that a person wants to see begin with this
+ERROR = "error"  # such a line ends with the exit code and the message; every rank prints its own
 PARENT = "CADIFF_PARENT_PID"  # set by `cadiff train`: ranks end when that process is gone
 
 
@@ -34,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _train(options, here)
     except CadiffError as problem:
-        if here.is_main:
-            print(f"{MARK}error: {problem}", flush=True)
+        print(f"{MARK}{ERROR} {problem.exit_code}: {problem}", flush=True)
         return problem.exit_code
 
 
@@ -46,7 +47,7 @@ def _train(options: argparse.Namespace, here) -> int:
 
     job = load_job(options.config, options.overrides, phase=options.phase)
     run = Path(options.out or Path("runs") / job.name)
-    lock = _lock(run) if here.is_main else None
+    lock = hold(run) if here.is_main else None
     try:
         train(job, run, here)
         stop_processes()
@@ -76,16 +77,30 @@ def end_with(parent: str | None) -> None:
     def watch() -> None:
         while True:
             time.sleep(0.5)
-            try:
-                os.kill(int(parent), 0)
-            except ProcessLookupError:
+            if not _alive(int(parent)):
                 os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
-def _lock(run: Path, patience_s: float = 20.0):
-    """Hold the run folder for this job; a predecessor that is just ending is waited for."""
+def _alive(process: int) -> bool:
+    """False once a process is gone, also while nobody has collected it yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def hold(run: Path, patience_s: float = 20.0) -> TextIO:
+    """Hold a folder until the returned file is closed; a predecessor that is just ending is waited for."""
     run.mkdir(parents=True, exist_ok=True)
     handle = open(run / ".lock", "w")  # noqa: SIM115 (held until the job ends)
     deadline = time.monotonic() + patience_s
@@ -96,7 +111,9 @@ def _lock(run: Path, patience_s: float = 20.0):
         except BlockingIOError:
             if time.monotonic() > deadline:
                 handle.close()
-                raise ConfigError(f"{run}: another job is writing here. Wait for it or choose another --out.") from None
+                raise ConfigError(
+                    f"{run}: another process is writing here. Wait for it or choose another --out."
+                ) from None
             time.sleep(0.5)
 
 

@@ -104,8 +104,11 @@ def test_overrides_are_checked_before_anything_runs(tmp_path):
             load_plan([text], 1, None)
     with pytest.raises(ConfigError, match="no such folder"):
         load_plan([], 1, tmp_path / "none")
-    with pytest.raises(ConfigError, match=r"optim\.lr"):
-        load_plan(["phase1.optim.lr=abc"], 1, None).job("phase1", [])
+    for text, named in [("phase3.optim.lr=abc", "optim.lr"), ("phase2.trian.steps=3", "Did you mean 'train'")]:
+        done = run(tmp_path / "demo", text)
+        assert done.returncode == 2
+        assert named in done.stderr
+        assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cadiff.errors import DataError
+from cadiff.errors import ConfigError, DataError
 from cadiff.files import sha256
 from cadiff.launch.stages import Ledger, Stage
 
@@ -60,6 +60,14 @@ def test_a_damaged_or_missing_result_is_made_again(bench):
     (bench.folder / "result").unlink()
     bench({"a": 1})
     assert len(bench.calls) == 3
+
+
+def test_files_that_no_stage_wrote_are_never_removed(bench):
+    bench.folder.mkdir()
+    (bench.folder / "my_scan.nii").write_text("precious")
+    with pytest.raises(ConfigError, match="not made here"):
+        bench({"a": 1})
+    assert (bench.folder / "my_scan.nii").read_text() == "precious"
 
 
 def test_a_killed_stage_continues_in_its_folder(bench):

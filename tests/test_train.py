@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from cadiff.checkpoint import committed
-from cadiff.errors import ConfigError, NonFiniteError
+from cadiff.errors import ConfigError, DataError, NonFiniteError
 from cadiff.exports import load_part, read_card
 from cadiff.launch.start import start_training
 from cadiff.tracking import read_metrics
@@ -68,7 +71,7 @@ def test_a_run_cut_short_continues_to_the_same_bits(reference, tmp_path):
     config, run, _ = reference
     cut = tmp_path / "run"
     shutil.copytree(run, cut)
-    for leftover in ("export", "summary.json", "preview.npz"):
+    for leftover in ("export", "summary.json", "preview.npz"):  # as a kill before the end leaves it
         path = cut / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     newest = committed(cut)[-1]
@@ -82,10 +85,49 @@ def test_a_run_cut_short_continues_to_the_same_bits(reference, tmp_path):
     assert first == second
 
 
-def test_a_run_folder_of_another_job_is_refused(reference):
+def test_a_run_folder_of_another_job_is_refused_and_left_as_it_is(reference):
     config, run, _ = reference
+    names = ("job.toml", "metrics.jsonl", "export/card.json")
+    before = [(run / name).read_bytes() for name in names]
     with pytest.raises(ConfigError, match="job_hash"):
         _train(config, run, "optim.lr=5e-3")
+    assert any("nothing to do" in line for line in _train(config, run))
+    assert [(run / name).read_bytes() for name in names] == before
+
+
+def test_sigterm_saves_and_exits_75(reference, tmp_path):
+    config, _, _ = reference
+    command = [
+        sys.executable,
+        "-m",
+        "cadiff.launch.cli",
+        "train",
+        "phase1",
+        "-c",
+        str(config),
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    asked = ["train.steps=20000", "train.log_every=5", "train.save_every=20000", "train.val_every=20000"]
+    process = subprocess.Popen([*command, *asked], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "step 5/" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "asked to stop; saved at step" in err
+    assert len(committed(tmp_path / "run")) == 1
+
+
+def test_the_rank_that_met_an_error_is_heard(tmp_path, tiny_set, tiny_job):
+    damaged = tmp_path / "set"
+    shutil.copytree(tiny_set, damaged)
+    for shard in damaged.glob("fmri-*.tar"):
+        shard.write_bytes(shard.read_bytes()[:2000])
+    config = tiny_job(tmp_path / "job.toml", "phase1")
+    with pytest.raises(DataError, match="fmri-"):
+        _train(config, tmp_path / "run", f'data.shards=["{damaged}"]')
 
 
 def test_a_loss_that_is_not_finite_stops_all_ranks(reference, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cadiff.config import Phase3Job, UNetModel
+from cadiff.errors import ConfigError
 from cadiff.exports import load_into, load_part
 from cadiff.models.condition import FmriConditioner
 from cadiff.models.latent_diffusion import LatentDiffusion, attends_context, time_width
@@ -58,4 +59,11 @@ class Diffuse(nn.Module):
 
 
 def _load(module: nn.Module, folder: str, part: str) -> dict[str, list[str]]:
-    return load_into(module, load_part(folder, part), what=f"{folder}: {part}")
+    """Fill a module that the part must fit; only position tables may have another length."""
+    report = load_into(module, load_part(folder, part), what=f"{folder}: {part}")
+    misfits = [name for name in report["missing"] + report["resized"] if not name.endswith("pos_embed")]
+    if misfits:
+        raise ConfigError(
+            f"{folder}: part '{part}' does not fit this job's model ({misfits[0]}). Set model.* as there."
+        )
+    return report

@@ -30,6 +30,8 @@ def demo(
     About 8 minutes on 2 cores. Stopped or killed, the same command continues; finished stages are recognised by the
     content of their inputs and results. Every number in the report is of simulated brains.
     """
+    from cadiff.errors import ConfigError
+    from cadiff.exports import read_card
     from cadiff.launch.demo import Demo
     from cadiff.launch.demo_plan import load_plan
     from cadiff.launch.demo_report import print_tables, write_demo_report
@@ -37,6 +39,8 @@ def demo(
     from cadiff.launch.view import View
 
     plan = load_plan(list(overrides or ()), seed, stimuli)
+    if init is not None and read_card(init)["phase"] != "prior":
+        raise ConfigError(f"--init {init}: is the export of another phase; name the run folder of a prior.")
     if fresh and (out / "stages").is_dir():
         shutil.rmtree(out)
     started, view = time.monotonic(), View()
