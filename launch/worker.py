@@ -1,4 +1,4 @@
-"""One rank of a training job: what the ``deepspeed`` launcher (or torchrun, srun, mpirun) starts on every device.
+"""One rank of a training job: what the ``deepspeed`` launcher (or torchrun) starts on every device.
 
 deepspeed --hostfile hosts launch/worker.py --config configs/phase1_hcp.toml --out runs/phase1 optim.lr=1e-4
 deepspeed --num_gpus 8 --module cadiff.launch.worker --config ... --out ...
