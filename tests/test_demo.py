@@ -27,6 +27,8 @@ _JOBS = {
     "image.width=16 image.depth=1 image.heads=2 image.mlp_width=16 image.decoder_width=16 image.decoder_heads=2",
     "phase3": "model.width=16 model.depth=1 model.heads=2 condition.tokens=4",
 }
+_ORDER = ["simulate", "pack-hcp", "pack-god", "pack-bold5000", "pack-images", *_JOBS]
+_ORDER += ["sample-cadiff", "sample-shuffled", "compare"]
 _TRAIN = "train.steps=4 train.batch=8 train.log_every=2 train.save_every=2 train.val_every=4 track.wandb=off"
 
 
@@ -115,14 +117,11 @@ def test_overrides_are_checked_before_anything_runs(tmp_path):
 def test_killed_in_every_stage_it_ends_with_the_same_metrics(finished, tmp_path):
     out, _ = finished
     killed = tmp_path / "demo"
-    kills = 0
-    for stage in [path.name.removesuffix(".done.json") for path in sorted((out / "stages").glob("*.done.json"))]:
-        kills += _kill_in(killed, stage)
+    kills = sum(_kill_in(killed, stage) for stage in _ORDER)
     done = run(killed)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert kills >= 9
-    names = ("comparison/metrics.json", "phase3/export/card.json", "samples/cadiff/samples.npz")
-    for name in names:
+    assert kills >= 9  # the shortest stages may be over before the signal comes
+    for name in ("comparison/metrics.json", "samples/cadiff/samples.npz", "phase3/export/conditioner.safetensors"):
         assert (killed / name).read_bytes() == (out / name).read_bytes(), name
 
 
