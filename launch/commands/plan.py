@@ -26,8 +26,8 @@ def plan(
 ) -> None:
     """Count parameters, and the bytes of weights, gradients and optimizer state per rank for each ZeRO stage.
 
-    Activations are not part of the figures; they grow with the micro-batch. Nothing is allocated. A phase that starts from exports
-    (init.*) needs them to be there, because it takes sizes from them.
+    Activations are not part of the figures; they grow with the micro-batch. Nothing is allocated. A phase that starts
+    from exports (init.*) needs them to be there, because it takes sizes from them.
     """
     from cadiff.config import load_job
     from cadiff.launch.commands.train import find_config
