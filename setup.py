@@ -30,6 +30,7 @@ setup(
         "pillow>=11",
         "scikit-image>=0.25",
         "scipy>=1.15",
+        "threadpoolctl>=3.5",
         "safetensors>=0.6",
         "wandb>=0.22",
     ],

@@ -137,7 +137,7 @@ def class_embedding(seed: int, kinds: tuple[str, ...]) -> np.ndarray:
 
 
 def _tuning(seed: int, traits: Area, count: int, kinds: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:
-    tuning = _wander(rng, count, EMBEDDING) @ class_embedding(seed, kinds).T / np.sqrt(EMBEDDING)
+    tuning = product(_wander(rng, count, EMBEDDING), class_embedding(seed, kinds).T) / np.sqrt(EMBEDDING)
     tuning += 1.5 * np.array([kind in traits.liked for kind in kinds])
     tuning -= tuning.mean(axis=1, keepdims=True)
     spread = tuning.std(axis=1, keepdims=True)

@@ -138,7 +138,7 @@ def brain_noise(seed: int, subject: str, run: str, frames: int) -> np.ndarray:
         white = generator(seed, "hcp/noise", subject, run, start).standard_normal(block.shape, np.float32)
         block[:] = ar1(blur_rows(white), NOISE_RHO)
         block *= np.float32(np.sqrt(1 - NETWORK_SHARE))
-        block += mixing.T @ courses_KT
+        block += product(mixing.T, courses_KT)
     return series_GT
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import numpy as np
+from functools import cache
 
-BLOCK = 128
+import numpy as np
+from threadpoolctl import ThreadpoolController
 
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """``left @ right`` for float32 (n, k) and (k, m), summed over k in fixed blocks.
+    """``left @ right`` on one thread: (n, k) and (k, m) to (n, m).
 
-    BLAS libraries cut long sums differently when they use more threads, and so round differently; a sum of 128 terms
-    they do not cut.
+    BLAS libraries divide a product between threads, and which kernel finishes the edge of a part, and so how sums are
+    rounded, depends on where it was cut. Cutting long sums into fixed blocks ourselves was not enough on every CPU.
     """
-    total = np.zeros((left.shape[0], right.shape[1]), dtype=np.float32)
-    for start in range(0, left.shape[1], BLOCK):
-        total += left[:, start : start + BLOCK] @ right[start : start + BLOCK]
-    return total
+    with _blas().limit(limits=1, user_api="blas"):
+        return left @ right
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """Looking for the loaded libraries takes milliseconds; NumPy's is loaded by now and stays."""
+    return ThreadpoolController()

@@ -82,7 +82,7 @@ def test_the_average_of_more_repeats_is_closer_to_the_noiseless_response(study):
 
 
 def test_products_do_not_depend_on_the_number_of_threads():
-    # Plain ``left @ right`` fails this for sums of 1,200 terms with OpenBLAS.
+    # Plain ``left @ right`` fails this with OpenBLAS.
     code = (
         "import numpy as np, hashlib; from cadiff.shards.synthetic.steady import product;"
         "rng = np.random.default_rng(0); left, right = "
