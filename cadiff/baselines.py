@@ -153,26 +153,3 @@ def nearest_training_stimulus(train: Rows, test: Rows) -> np.ndarray:
             raise ConfigError(f"Subject {subject} has rows to decode but none to train on. Pack its training runs too.")
         found[asked] = train.stimulus_N[own][nearest(test.signal_NV[asked], train.signal_NV[own])]
     return found
-
-
-def low_resolution(images_N: np.ndarray, side: int = 16) -> np.ndarray:
-    """Average uint8 pictures (N, 3, S, S) over areas to float64 targets (N, 3 * side * side) in 0..1.
-
-    Raises:
-        ConfigError: ``side`` does not divide S.
-    """
-    count, _, size, _ = images_N.shape
-    if size % side:
-        raise ConfigError(f"Pictures of {size} pixels cannot be averaged to {side}; choose a divisor of {size}.")
-    blocks = images_N.reshape(count, 3, side, size // side, side, size // side).astype(np.float64)
-    return (blocks.mean((3, 5)) / 255).reshape(count, -1)
-
-
-def from_low_resolution(target_NT: np.ndarray, size: int) -> np.ndarray:
-    """Turn targets of ``low_resolution`` back into uint8 pictures (N, 3, size, size), interpolated smoothly."""
-    import torch
-
-    side = round((target_NT.shape[1] / 3) ** 0.5)
-    small = torch.from_numpy(np.asarray(target_NT, dtype=np.float32)).reshape(-1, 3, side, side)
-    large = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
-    return (large.clamp(0, 1) * 255).round().to(torch.uint8).numpy()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cadiff.config import Job
 from cadiff.distributed import Place
 from cadiff.errors import ConfigError
+from cadiff.precision import choose_precision
 
 # Keys of DeepSpeed's JSON that a job may pass through. DeepSpeed itself ignores a mistyped one in silence.
 PASSTHROUGH = frozenset(
@@ -41,8 +42,8 @@ PASSTHROUGH = frozenset(
 _AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
-def deepspeed_json(job: Job, micro_batch: int, accumulate: int) -> dict[str, Any]:
-    """Derive DeepSpeed's configuration from the job.
+def deepspeed_json(job: Job, precision: str, micro_batch: int, accumulate: int) -> dict[str, Any]:
+    """Derive DeepSpeed's configuration from the job; ``precision`` is what ``choose_precision`` said.
 
     Raises:
         ConfigError: ``engine.deepspeed`` holds a key that DeepSpeed does not know or that the job already decides.
@@ -70,8 +71,8 @@ def deepspeed_json(job: Job, micro_batch: int, accumulate: int) -> dict[str, Any
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW serves offload too, and needs no compiler
         "steps_per_print": 2**31 - 1,  # we do the reporting
     }
-    if job.engine.precision in _AUTOCAST:
-        derived["torch_autocast"] = {"enabled": True, "dtype": _AUTOCAST[job.engine.precision]}
+    if precision in _AUTOCAST:
+        derived["torch_autocast"] = {"enabled": True, "dtype": _AUTOCAST[precision]}
     extra = {key: value for key, value in job.engine.deepspeed.items() if key != "zero_optimization"}
     return {**derived, **extra}
 
@@ -91,8 +92,12 @@ class Engine:
     def __init__(self, phase: nn.Module, job: Job, place: Place, micro_batch: int, accumulate: int) -> None:
         deepspeed = _deepspeed()
         self.device = device_of(place)
+        self.precision = choose_precision(job.engine.precision, self.device, place)
         self.place = place
         self.phase = phase.to(self.device)
+        # Counted before ZeRO-3 leaves every rank its part only.
+        self.parameters = sum(p.numel() for p in phase.parameters())
+        self.trained = sum(p.numel() for p in phase.parameters() if p.requires_grad)
         groups = parameter_groups(self.phase, job.optim.weight_decay)
         if not groups:
             raise ConfigError("No parameter of this job is trained: everything is frozen.")
@@ -101,7 +106,9 @@ class Engine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls names that torch is renaming
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=self.phase, optimizer=optimizer, config=deepspeed_json(job, micro_batch, accumulate)
+                model=self.phase,
+                optimizer=optimizer,
+                config=deepspeed_json(job, self.precision, micro_batch, accumulate),
             )
 
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

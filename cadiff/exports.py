@@ -53,6 +53,12 @@ def find_export(folder: str | Path) -> Path:
     raise DataError(f"{folder}: no finished export here (no card.json). Train that phase first, or correct init.*.")
 
 
+def weights_hash(folder: str | Path) -> str:
+    """What identifies the weights of a folder: the hash of an export's card, or of a foreign ``model.safetensors``."""
+    weights = Path(folder) / "model.safetensors"
+    return sha256(weights if weights.is_file() else find_export(folder) / "card.json")
+
+
 def load_part(folder: str | Path, part: str) -> dict[str, Tensor]:
     """Load one part's weights on the CPU, after checking size and hash against the card.
 

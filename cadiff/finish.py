@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from cadiff.attention import describe_attention
-from cadiff.exports import find_export, save_export
-from cadiff.files import sha256, whole_file, write_json
+from cadiff.exports import save_export
+from cadiff.files import whole_file, write_json
 from cadiff.kernels.dispatch import describe as describe_kernels
 from cadiff.session import Session
 from cadiff.tracking import read_metrics
@@ -36,11 +36,11 @@ def finish(session: Session) -> dict[str, Any]:
             "loss_first": reports[0]["train/loss"],
             "loss_last": reports[-1]["train/loss"],
             "val_loss": validations[-1] if validations else None,
-            "parameters": sum(p.numel() for p in engine.phase.parameters()),
-            "trainable": sum(p.numel() for p in engine.phase.parameters() if p.requires_grad),
+            "parameters": engine.parameters,
+            "trainable": engine.trained,
             "world": session.place.world,
             "zero": job.engine.zero,
-            "precision": job.engine.precision,
+            "precision": engine.precision,
             "device": engine.device.type,
             "kernels": describe_kernels(),
             "attention": describe_attention(engine.device),
@@ -61,13 +61,11 @@ def _preview(session: Session) -> dict[str, np.ndarray]:
 
 def _card(session: Session) -> dict[str, Any]:
     job = session.job
-    init = job.init.model_dump() if hasattr(job, "init") else {}
-    parents = {key: sha256(find_export(path) / "card.json") for key, path in init.items() if path and key != "image"}
     return {
         "phase": job.phase,
         "job": job.model_dump(),
         "space": {"voxels": session.space.voxels, "classes": session.space.classes},
         "architecture": getattr(session.engine.phase, "architecture", {}),
         "steps": session.steps,
-        "lineage": {**session.identity, "parents": parents},
+        "lineage": session.identity,
     }

@@ -31,22 +31,23 @@ def train_judge(datasets: list[Dataset], *, size: int, seed: int) -> Classifier:
     """
     names = datasets[0].classes
     held_out = {fingerprint(image) for ds in datasets for image in labelled_pictures(ds, TEST, names, size)[0]}
-    images, labels = _joined([labelled_pictures(ds, TRAIN, names, size) for ds in datasets])
+    images, labels, latest = _joined([labelled_pictures(ds, TRAIN, names, size) for ds in datasets])
     keep = np.array([row for row, image in enumerate(images) if fingerprint(image) not in held_out], dtype=np.int64)
     if not len(keep):
         raise ConfigError("The classifier found no labelled training stimuli in the datasets. Pack some with classes.")
-    split_B = np.full(len(keep), TRAIN)
-    classifier = fit_classifier(images[keep], labels[keep], classes=len(names), split_B=split_B, seed=seed)
-    images, labels = _joined([labelled_pictures(ds, VAL, names, size) for ds in datasets])
+    classifier = fit_classifier(images[keep], labels[keep], classes=len(names), split_B=latest[keep], seed=seed)
+    images, labels, _ = _joined([labelled_pictures(ds, VAL, names, size) for ds in datasets])
     if len(images):
         classifier.card["accuracy_on_validation"] = classifier.accuracy(images, labels)
     return classifier
 
 
-def labelled_pictures(ds: Dataset, split: int, names: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each stimulus of a split once, uint8 (B, 3, size, size), and its class as an index into ``names``: int64 (B).
+def labelled_pictures(ds: Dataset, split: int, names: list[str], size: int) -> tuple[np.ndarray, ...]:
+    """Each stimulus of a split once; stimuli without a picture, or of a class that ``names`` lacks, are left out.
 
-    Stimuli without a picture, or of a class that ``names`` lacks, are left out.
+    Returns:
+        Pictures uint8 (B, 3, size, size); their class as an index into ``names``, int64 (B); and the latest split code
+        of all samples that show the picture, int64 (B): TEST if a single one is a test sample.
     """
     table = ds.table
     index_of = np.array([names.index(name) if name in names else -1 for name in ds.classes] + [-1])
@@ -54,11 +55,14 @@ def labelled_pictures(ds: Dataset, split: int, names: list[str], size: int) -> t
     usable = (table.split == split) & (table.stimulus >= 0) & (label_of_row >= 0)
     stimuli, first = np.unique(table.stimulus[usable], return_index=True)
     shown = ds.has_picture[stimuli]
-    return ds.images(stimuli[shown], size), label_of_row[usable][first[shown]]
+    stimuli, first = stimuli[shown], first[shown]
+    latest = np.zeros(len(ds.stimuli), dtype=np.int64)
+    np.maximum.at(latest, table.stimulus[table.stimulus >= 0], table.split[table.stimulus >= 0])
+    return ds.images(stimuli, size), label_of_row[usable][first], latest[stimuli]
 
 
-def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+def _joined(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(np.concatenate(columns) for columns in zip(*parts))
 
 
 def fingerprint(image: np.ndarray) -> bytes:

@@ -18,10 +18,12 @@ from cadiff.config import Job, dump_toml
 from cadiff.distributed import Place
 from cadiff.engine import Engine, device_of
 from cadiff.errors import ConfigError
+from cadiff.exports import weights_hash
 from cadiff.files import read_json, write_json, write_text
 from cadiff.kernels.dispatch import describe as describe_kernels
 from cadiff.kernels.dispatch import self_check
 from cadiff.phases import Space, build_phase
+from cadiff.precision import describe_precision
 from cadiff.schedule import job_steps
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.stream import Stream
@@ -72,15 +74,17 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     identity = {
         "job_hash": job_hash(job),
         "data": [dataset.hash for dataset in datasets],
+        "parents": parents(job),
         "world": place.world,
         "zero": job.engine.zero,
     }
     finished = claim(run, identity, place)
     if place.is_main:
         write_text(run / "job.toml", dump_toml(job))
-        report_parameters(phase, job, place, describe_attention(device_of(place)))
     self_check(device_of(place))
     engine = Engine(phase, job, place, micro, stream.accumulate)
+    if place.is_main:
+        report_parameters(job, engine)
     steps = job_steps(job.train, stream.steps_per_epoch)
     session = Session(job, run, place, space, stream, val, engine, steps, identity, finished)
     newest = checkpoint.newest_valid(run)
@@ -136,11 +140,21 @@ def signal_width(job: Job, datasets: list[Dataset]) -> int:
 
 
 def job_hash(job: Job) -> str:
-    """What makes two jobs the same experiment: everything but names, reporting, saving and mirrors."""
-    tree = job.model_dump(exclude={"name", "track"})
+    """What makes two jobs the same experiment: all settings but names, reporting, saving, mirrors and paths.
+
+    Data and parents count by what is in them, not by where they lie: ``identity`` holds their hashes beside this one.
+    """
+    tree = job.model_dump(exclude={"name", "track", "init"})
+    tree["data"].pop("shards")
     for key in ("log_every", "save_every", "keep", "val_every", "val_batches"):
         tree["train"].pop(key)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def parents(job: Job) -> dict[str, str]:
+    """The hash of what each init.* names: of an export's card, or of a foreign model's weights."""
+    init = job.init.model_dump() if hasattr(job, "init") else {}
+    return {key: weights_hash(folder) for key, folder in init.items() if folder}
 
 
 def _validation_stream(
@@ -163,18 +177,17 @@ def _validation_stream(
     return Stream(datasets, split="val", batch=batch, micro_batch=micro, **options)
 
 
-def report_parameters(phase: torch.nn.Module, job: Job, place: Place, attention: str) -> None:
-    """Print once what runs here: sizes, device, kernels, attention; nothing is chosen in silence."""
-    total = sum(p.numel() for p in phase.parameters())
-    trained = sum(p.numel() for p in phase.parameters() if p.requires_grad)
-    said = dict(describe_kernels(device_of(place)))
+def report_parameters(job: Job, engine: Engine) -> None:
+    """Print once what runs here: sizes, device, precision, kernels, attention; nothing is chosen in silence."""
+    device = engine.device
+    said = dict(describe_kernels(device))
     kernels = f"{said.pop('kernels')} ({', '.join(f'{key} {value}' for key, value in said.items())})"
     log.info(
         "%s: %s parameters, %s trained | %d ranks on %s, ZeRO-%d, %s | attention: %s | kernels: %s",
-        job.name, f"{total:,}", f"{trained:,}", place.world, device_of(place).type, job.engine.zero,
-        job.engine.precision, attention, kernels,
+        job.name, f"{engine.parameters:,}", f"{engine.trained:,}", engine.place.world, device.type, job.engine.zero,
+        describe_precision(engine.precision, device), describe_attention(device), kernels,
     )  # fmt: skip
-    for source, fit in phase.init_report.items():
+    for source, fit in engine.phase.init_report.items():
         log.info(
             "%s: %d tensors matched, %d missing, %d resized, %d unused",
             source, *(len(fit[key]) for key in ("matched", "missing", "resized", "unused")),

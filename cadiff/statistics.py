@@ -57,27 +57,6 @@ def interval_of(value: float, means_R: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def interval(scores_N: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Mean over stimuli with its 95 % interval."""
-    scores_N1 = np.asarray(scores_N, dtype=np.float64)[:, None]
-    return interval_of(float(scores_N1.mean()), resampled_means(scores_N1, seed=seed, resamples=resamples)[:, 0])
-
-
-def paired_difference(ours_N: np.ndarray, theirs_N: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Mean of ``ours - theirs`` over the same stimuli with its 95 % interval.
-
-    Raises:
-        ConfigError: the two do not score the same number of stimuli.
-    """
-    ours_N, theirs_N = np.asarray(ours_N, dtype=np.float64), np.asarray(theirs_N, dtype=np.float64)
-    if ours_N.shape != theirs_N.shape:
-        raise ConfigError(
-            f"A paired difference needs the same stimuli on both sides, found {len(ours_N)} and {len(theirs_N)}. "
-            "Evaluate both methods on one list."
-        )
-    return interval(ours_N - theirs_N, seed=seed, resamples=resamples)
-
-
 def best_column(scores_NK: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Interval:
     """Largest column mean over K samples: what is published as "(max)", and optimistic by construction."""
     means_RK = resampled_means(scores_NK, seed=seed, resamples=resamples)

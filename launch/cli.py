@@ -52,8 +52,10 @@ for _name in COMMANDS:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; always ends the process."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    words.sort(key=lambda word: word not in ("-q", "--quiet"))  # stable: quiet is heard wherever it stands
     try:
-        app(argv, prog_name="cadiff")
+        app(words, prog_name="cadiff")
     except CadiffError as problem:
         print(f"cadiff: {problem}", file=sys.stderr)
         sys.exit(problem.exit_code)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import cadiff
-from cadiff.config import dump_toml
 from cadiff.exports import find_export, load_part, read_card
 from cadiff.files import read_json, sha256
 from cadiff.launch.demo_plan import DemoPlan
@@ -110,6 +109,8 @@ class Demo:
         self._do(f"pack-{kind}", inputs, out, work, lambda: Dataset(out).hash)
 
     def _train(self, name: str) -> None:
+        from cadiff.session import job_hash
+
         run, shards = self.out / name, self.out / "shards" / READS[name]
         extra = [f'data.shards=["{shards}"]']
         extra += [f'init.{key}="{self.job_folder(job)}"' for key, job in INITS[name].items()]
@@ -124,7 +125,7 @@ class Demo:
                     path, [*overrides, *extra], run, phase=job.phase, ranks=self.ranks, say=task.training_line
                 )
 
-        inputs = {"job": dump_toml(job), "data": self.digests[f"pack-{READS[name]}"], "parents": parents}
+        inputs = {"job": job_hash(job), "data": self.digests[f"pack-{READS[name]}"], "parents": parents}
         self._do(name, {**inputs, "ranks": self.ranks}, run, work, lambda: export_digest(run))
 
     def _digest_of(self, job: str) -> str:

@@ -126,24 +126,10 @@ def test_nearest_is_by_correlation_not_by_size():
     assert b.nearest(np.array([[100.0, 300, 500], [9.0, 8, 7]]), bank).tolist() == [0, 1]
 
 
-def test_low_resolution_averages_blocks_and_comes_back_as_a_picture():
-    images = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
-    values = b.low_resolution(images, side=8)
-    assert values.shape == (3, 3 * 64)
-    assert values[1, 64] * 255 == pytest.approx(images[1, 1, :4, :4].mean())
-    flat = np.full((1, 3, 32, 32), 90, np.uint8)
-    assert (b.from_low_resolution(b.low_resolution(flat, 8), 32) == 90).all()
-    beyond = b.from_low_resolution(np.array([[2.0] * 12]), 8)
-    assert beyond.shape == (1, 3, 8, 8) and (beyond == 255).all()
-    with pytest.raises(ConfigError, match="32 pixels cannot be averaged to 5"):
-        b.low_resolution(images, 5)
-
-
 def test_ridge_decodes_a_packed_set_from_its_training_rows_alone(tiny_set):
     ds = Dataset(tiny_set)
     train, test = (b.rows_of(ds, ds.ids(split=split), ds.voxels) for split in ("train", "test"))
-    targets = b.low_resolution(ds.images(train.stimulus_N, 16), 8)
+    targets, wanted = (ds.images(rows.stimulus_N, 8).reshape(len(rows.stimulus_N), -1) / 255 for rows in (train, test))
     predicted, _ = b.ridge_decode(train, targets, test, seed=0)
-    wanted = b.low_resolution(ds.images(test.stimulus_N, 16), 8)
     error, blind = ((predicted - wanted) ** 2).mean(), ((targets.mean(0) - wanted) ** 2).mean()
     assert error < 0.7 * blind

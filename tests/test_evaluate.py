@@ -208,7 +208,7 @@ def test_the_judge_learns_from_training_pictures_of_known_classes_only(tiny_set,
     ds, seen = Dataset(tiny_set), {}
 
     def spy(images, labels, *, classes, split_B, seed):
-        seen.update(images=images, labels=labels, classes=classes)
+        seen.update(images=images, labels=labels, classes=classes, split_B=split_B)
         return Classifier(classes)
 
     monkeypatch.setattr("cadiff.judge.fit_classifier", spy)
@@ -216,17 +216,30 @@ def test_the_judge_learns_from_training_pictures_of_known_classes_only(tiny_set,
     held_out = {fingerprint(image) for image in labelled_pictures(ds, TEST, ds.classes, 16)[0]}
     assert seen["classes"] == 3 and len(seen["images"]) == len(seen["labels"]) > 0
     assert not held_out & {fingerprint(image) for image in seen["images"]}
+    assert (seen["split_B"] == 0).all() and len(seen["split_B"]) == len(seen["images"])
     assert 0 <= judge.card["accuracy_on_validation"] <= 1
 
 
 def test_labelled_pictures_takes_each_stimulus_once_and_maps_class_names(tiny_set):
     ds = Dataset(tiny_set)
-    images, labels = labelled_pictures(ds, 0, ["blue", "red"], 16)
+    images, labels, latest = labelled_pictures(ds, 0, ["blue", "red"], 16)
     stimuli = [i for i in range(32) if i % 3 != 1]
     assert np.array_equal(images, ds.images(np.array(stimuli), 16))
     assert labels.tolist() == [{0: 1, 2: 0}[i % 3] for i in stimuli]
-    images, labels = labelled_pictures(ds, 0, [], 16)
-    assert len(images) == len(labels) == 0
+    assert (latest == 0).all()
+    images, labels, latest = labelled_pictures(ds, 0, [], 16)
+    assert len(images) == len(labels) == len(latest) == 0
+
+
+def test_a_picture_that_a_test_sample_shows_too_never_teaches_the_judge(tiny_set, monkeypatch):
+    ds = Dataset(tiny_set)
+    shown_twice = ds.table.stimulus[ds.ids(split="test")[0]]
+    ds.table.stimulus[ds.ids(split="train")[0]] = shown_twice
+    _, _, latest = labelled_pictures(ds, 0, ds.classes, 16)
+    assert (latest == TEST).sum() == 1
+    monkeypatch.setattr("cadiff.judge.fingerprint", lambda image: object())  # the first guard is blind
+    with pytest.raises(ConfigError, match=r"1 of \d+ rows are of the test split"):
+        train_judge([ds], size=16, seed=0)
 
 
 def test_a_set_without_labelled_training_pictures_cannot_teach_a_judge(tiny_set, monkeypatch):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -59,6 +60,8 @@ def test_other_zero_stages_train_the_same_weights(reference, tmp_path, zero):
     config, run, _ = reference
     _train(config, tmp_path / "run", f"engine.zero={zero}")
     _same_weights(run, tmp_path / "run", tolerance=1e-5)
+    sizes = [json.loads((folder / "summary.json").read_text())["parameters"] for folder in (run, tmp_path / "run")]
+    assert sizes[0] == sizes[1] > 0
 
 
 def test_one_process_trains_the_same_weights_as_two(reference, tmp_path):
@@ -93,6 +96,14 @@ def test_a_run_folder_of_another_job_is_refused_and_left_as_it_is(reference):
         _train(config, run, "optim.lr=5e-3")
     assert any("nothing to do" in line for line in _train(config, run))
     assert [(run / name).read_bytes() for name in names] == before
+
+
+def test_a_run_knows_its_data_by_content_wherever_it_lies(reference, tmp_path):
+    config, run, _ = reference
+    moved, shards = tmp_path / "moved", tmp_path / "shards"
+    shutil.copytree(run, moved)
+    shutil.copytree(tomllib.loads(config.read_text())["data"]["shards"][0], shards)
+    assert any("nothing to do" in line for line in _train(config, moved, f'data.shards=["{shards}"]'))
 
 
 def test_sigterm_saves_and_exits_75(reference, tmp_path):

@@ -37,9 +37,10 @@ def examine() -> dict[str, dict[str, str]]:
     import torch
 
     from cadiff.attention import describe_attention
-    from cadiff.distributed import place
+    from cadiff.distributed import Place, place
     from cadiff.engine import device_of
     from cadiff.kernels.dispatch import describe, self_check
+    from cadiff.precision import choose_precision
 
     device = device_of(place())
     self_check(device)
@@ -57,6 +58,7 @@ def examine() -> dict[str, dict[str, str]]:
             "attention": describe_attention(device),
             **{key: str(value) for key, value in describe().items()},
             "self-check": "kernels agree with their references",
+            "precision": f"auto is {choose_precision('auto', device, Place())}",
             "collectives": "NCCL" if device.type == "cuda" else "gloo",
         },
     }
