@@ -106,8 +106,10 @@ def _why_no_xformers(device_type: str) -> str | None:
 
 
 def _probe_xformers(device_type: str) -> None:
-    # bfloat16 from Ampere on, float16 before: what training runs in.
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    probe_BHMD = torch.ones(1, 1, 8, 16, device=device_type, dtype=dtype, requires_grad=True)
-    with torch.enable_grad():
-        torch.autograd.grad(_attention_xformers(probe_BHMD, probe_BHMD, probe_BHMD).sum(), probe_BHMD)
+    # What training and sampling run in, with the narrow heads of the autoencoders and the one wide head of cin256.
+    dtypes = [torch.float32, *[torch.bfloat16] * torch.cuda.is_bf16_supported(including_emulation=False)]
+    for dtype in dtypes:
+        for size in (16, 64, 512):
+            probe_BHMD = torch.ones(1, 1, 8, size, device=device_type, dtype=dtype, requires_grad=True)
+            with torch.enable_grad():
+                torch.autograd.grad(_attention_xformers(probe_BHMD, probe_BHMD, probe_BHMD).sum(), probe_BHMD)

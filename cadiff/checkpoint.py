@@ -71,6 +71,25 @@ def newest_valid(run: Path) -> Path | None:
     return None
 
 
+def agreed_newest(engine: Engine, run: Path) -> Path | None:
+    """The checkpoint all ranks continue from: rank 0 checks the hashes and tells the others which one.
+
+    Raises:
+        DataError: another rank does not see it: the run folder is not shared between the machines.
+    """
+    found = newest_valid(run) if engine.place.is_main else None
+    name = engine.told_by_main(found.name if found else "")
+    if not name:
+        return None
+    folder = run / "checkpoints" / name
+    if not (folder / "COMMITTED").is_file():
+        raise DataError(
+            f"{folder}: rank 0 continues from it, but rank {engine.place.rank} does not see it. "
+            "Put the run folder where all machines can read it."
+        )
+    return folder
+
+
 def find_damage(folder: Path) -> str | None:
     """Say what is wrong with a checkpoint, or None."""
     try:

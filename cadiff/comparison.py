@@ -5,6 +5,7 @@ Legend: N rows (decoded samples), K pictures per row, S pixels per side.
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def read_samples(folder: str | Path) -> Samples:
         with np.load(folder / "samples.npz", allow_pickle=False) as stored:
             names = ("truth", "reconstruction", "sample_id", "stimulus", "label")
             return Samples(*(stored[name] for name in names), facts=facts)
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as problem:
         raise DataError(f"{folder}/samples.npz: not readable ({problem}). Run `cadiff sample` again.") from None
 
 

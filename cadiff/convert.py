@@ -100,12 +100,17 @@ def convert_fmri(path: str | Path, out: Path) -> dict[str, Any]:
         What was found: phase, sizes, number of tensors.
     """
     content = read_checkpoint(path)
-    state = {str(key).removeprefix("module."): value for key, value in content.get("model", {}).items()}
+    model = content.get("model")
+    if not isinstance(model, dict):
+        raise DataError(f"{path}: has no dictionary 'model'; expected a phase-1 or phase-2 file of the paper.")
+    state = {str(key).removeprefix("module."): value for key, value in model.items()}
     state = {key: value.float() for key, value in state.items() if isinstance(value, Tensor)}
     needed = ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight")
     missing = [key for key in needed if key not in state]
     if missing:
         raise DataError(f"{path}: no fMRI autoencoder in it ({missing[0]} is missing). Is it a phase-3 file?")
+    if state["patch_embed.proj.weight"].ndim != 3 or state["pos_embed"].ndim != 3:
+        raise DataError(f"{path}: its patch embedding is not one-dimensional; this is no fMRI autoencoder.")
     width, _, patch = state["patch_embed.proj.weight"].shape
     found = {
         "phase": "phase2" if "cross_map_in.weight" in state else "phase1",

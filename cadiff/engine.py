@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from cadiff.config import Job
 from cadiff.distributed import Place
 from cadiff.errors import ConfigError
-from cadiff.precision import choose_precision
 
 # Keys of DeepSpeed's JSON that a job may pass through. DeepSpeed itself ignores a mistyped one in silence.
 PASSTHROUGH = frozenset(
@@ -39,7 +38,6 @@ PASSTHROUGH = frozenset(
         "seq_parallel_communication_data_type",
     ]
 )
-_AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def deepspeed_json(job: Job, precision: str, micro_batch: int, accumulate: int) -> dict[str, Any]:
@@ -71,10 +69,26 @@ def deepspeed_json(job: Job, precision: str, micro_batch: int, accumulate: int) 
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW serves offload too, and needs no compiler
         "steps_per_print": 2**31 - 1,  # we do the reporting
     }
-    if precision in _AUTOCAST:
-        derived["torch_autocast"] = {"enabled": True, "dtype": _AUTOCAST[precision]}
+    if precision == "bf16":
+        derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     extra = {key: value for key, value in job.engine.deepspeed.items() if key != "zero_optimization"}
     return {**derived, **extra}
+
+
+def _check_zero(section: dict[str, Any]) -> None:
+    """Refuse what DeepSpeed would refuse, in one line."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**section)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"engine.deepspeed.zero_optimization.{key} = {first.get('input')!r}: {first['msg']}. "
+            "See DeepSpeed's documentation of zero_optimization."
+        ) from None
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -89,11 +103,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 class Engine:
     """One phase wrapped once by DeepSpeed, on this process's device."""
 
-    def __init__(self, phase: nn.Module, job: Job, place: Place, micro_batch: int, accumulate: int) -> None:
+    def __init__(
+        self, phase: nn.Module, job: Job, place: Place, micro_batch: int, accumulate: int, precision: str
+    ) -> None:
         deepspeed = _deepspeed()
         self.device = device_of(place)
-        self.precision = choose_precision(job.engine.precision, self.device, place)
-        self.place = place
+        self.precision, self.place = precision, place
         self.phase = phase.to(self.device)
         # Counted before ZeRO-3 leaves every rank its part only.
         self.parameters = sum(p.numel() for p in phase.parameters())
@@ -101,14 +116,14 @@ class Engine:
         groups = parameter_groups(self.phase, job.optim.weight_decay)
         if not groups:
             raise ConfigError("No parameter of this job is trained: everything is frozen.")
+        config = deepspeed_json(job, precision, micro_batch, accumulate)
+        _check_zero(config["zero_optimization"])
         betas = tuple(job.optim.betas)
         optimizer = torch.optim.AdamW(groups, lr=job.optim.lr, betas=betas, eps=job.optim.eps, fused=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls names that torch is renaming
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=self.phase,
-                optimizer=optimizer,
-                config=deepspeed_json(job, self.precision, micro_batch, accumulate),
+                model=self.phase, optimizer=optimizer, config=config
             )
 
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -125,9 +140,18 @@ class Engine:
             group["lr"] = lr
 
     def gradient_norm(self) -> float:
-        """Global gradient norm before clipping, of the latest step."""
+        """Global gradient norm before clipping, of the latest step; infinite if DeepSpeed ever threw a step away."""
+        if self._engine.skipped_steps:
+            return float("inf")
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else 0.0
+
+    def told_by_main(self, text: str) -> str:
+        """What rank 0 says, on every rank."""
+        said = [text]
+        if self.place.world > 1:
+            torch.distributed.broadcast_object_list(said, src=0, device=self.device)
+        return said[0]
 
     def mean_over_ranks(self, values: Tensor) -> Tensor:
         if self.place.world > 1:
@@ -161,8 +185,9 @@ class Engine:
 def device_of(place: Place) -> torch.device:
     """The GPU of this local rank, or the CPU where there is none."""
     if torch.cuda.is_available():
-        torch.cuda.set_device(place.local_rank)
-        return torch.device("cuda", place.local_rank)
+        index = place.local_rank % torch.cuda.device_count()  # srun may show each rank its own GPU only
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
     return torch.device("cpu")
 
 
@@ -172,9 +197,16 @@ def start_processes(place: Place) -> None:
     local = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     if place.world == 1:
-        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_PORT", "29500")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            f"{place.world} ranks, but MASTER_ADDR is not set, so they cannot find each other. "
+            "Set it to the name of the first machine, or use the deepspeed launcher."
+        )
+    # Under srun and mpirun the ranks have other names for these.
+    for name, value in (("RANK", place.rank), ("LOCAL_RANK", place.local_rank), ("WORLD_SIZE", place.world)):
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("MASTER_PORT", "29500")
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
 

@@ -6,6 +6,8 @@ lineage; ``export/<part>.safetensors`` holds float32 weights. Nothing here is ev
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,10 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     card = read_json(folder / "card.json")
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise DataError(f"{folder}/card.json is not a {FORMAT} card. Was it written by another version?")
+    parts = card.get("parts")
+    tables = [parts, *(card.get(key, {}) for key in ("job", "lineage", "space"))]
+    if not all(isinstance(table, dict) for table in (*tables, *(parts or {}).values())):
+        raise DataError(f"{folder}/card.json: its parts, job, lineage or space are not tables. Export again.")
     return card
 
 
@@ -53,10 +59,20 @@ def find_export(folder: str | Path) -> Path:
     raise DataError(f"{folder}: no finished export here (no card.json). Train that phase first, or correct init.*.")
 
 
-def weights_hash(folder: str | Path) -> str:
-    """What identifies the weights of a folder: the hash of an export's card, or of a foreign ``model.safetensors``."""
+def export_hash(card: dict[str, Any]) -> str:
+    """What identifies an export: its card without names and paths, so the same work done elsewhere is the same.
+
+    The card holds the hashes of the weights, of the data and of the exports it started from, so this fixes the chain.
+    """
+    job = {key: value for key, value in card.get("job", {}).items() if key not in ("name", "track", "init")}
+    job["data"] = {key: value for key, value in job.get("data", {}).items() if key != "shards"}
+    return hashlib.sha256(json.dumps({**card, "job": job}, sort_keys=True).encode()).hexdigest()
+
+
+def parent_hash(folder: str | Path) -> str:
+    """What identifies the weights a job starts from: an export, or a foreign ``model.safetensors``."""
     weights = Path(folder) / "model.safetensors"
-    return sha256(weights if weights.is_file() else find_export(folder) / "card.json")
+    return sha256(weights) if weights.is_file() else export_hash(read_card(folder))
 
 
 def load_part(folder: str | Path, part: str) -> dict[str, Tensor]:
@@ -71,9 +87,10 @@ def load_part(folder: str | Path, part: str) -> dict[str, Tensor]:
     path = folder / f"{part}.safetensors"
     if part not in card["parts"]:
         raise DataError(f"{folder}: holds {', '.join(card['parts'])}, not '{part}'. Name a run of the right phase.")
-    if not path.is_file() or path.stat().st_size != card["parts"][part]["bytes"]:
-        raise DataError(f"{path}: missing or cut short; expected {card['parts'][part]['bytes']} bytes.")
-    if sha256(path) != card["parts"][part]["sha256"]:
+    listed = card["parts"][part]
+    if not path.is_file() or path.stat().st_size != listed.get("bytes"):
+        raise DataError(f"{path}: missing or cut short; expected {listed.get('bytes')} bytes.")
+    if sha256(path) != listed.get("sha256"):
         raise DataError(f"{path}: its hash differs from card.json. The file was damaged or changed; export again.")
     return load_file(path)
 

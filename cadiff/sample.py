@@ -160,7 +160,8 @@ def held_out(dataset: Dataset, subjects: list[str] | None = None, limit: int = 0
     ids_N = dataset.ids(split="test", subjects=subjects)
     averaged_N = dataset.table.repeat[ids_N] == -1
     ids_N = ids_N[averaged_N] if averaged_N.any() else ids_N
-    ids_N = ids_N[dataset.table.stimulus[ids_N] >= 0]
+    stimulus_N = dataset.table.stimulus[ids_N]
+    ids_N = ids_N[(stimulus_N >= 0) & dataset.has_picture[stimulus_N]]
     if len(ids_N) == 0:
         raise ConfigError(f"{dataset.folder}: no test samples with pictures. Pack a set that holds some out.")
     if limit and limit < len(ids_N):
@@ -181,10 +182,14 @@ def write_samples(
 ) -> dict[str, Any]:
     """Reconstruct a dataset's held-out pictures and write them with their truth.
 
+    ``subjects`` are by default those that phase 3 was trained on; others are decoded with a warning.
     Writes ``samples.npz`` (truth, reconstruction, sample_id, stimulus, label), one PNG for each picture, and last
     ``samples.json``, whose content is returned.
     """
     folder, model = Path(folder), load_reconstructor(export)
+    subjects = subjects or model.subjects
+    if model.subjects and (strangers := sorted(set(subjects) - set(model.subjects))):
+        log.warning("phase 3 was not trained on %s, only on %s", ", ".join(strangers), ", ".join(model.subjects))
     ids_N = held_out(dataset, subjects, limit)
     source_N = ids_N if shuffle_seed is None else shuffled_rows(dataset, ids_N, shuffle_seed)
     pictures = sample_images(model, dataset.signals(source_N, model.voxels), ids_N, options, progress=progress)

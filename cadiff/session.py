@@ -18,12 +18,12 @@ from cadiff.config import Job, dump_toml
 from cadiff.distributed import Place
 from cadiff.engine import Engine, device_of
 from cadiff.errors import ConfigError
-from cadiff.exports import weights_hash
+from cadiff.exports import parent_hash
 from cadiff.files import read_json, write_json, write_text
 from cadiff.kernels.dispatch import describe as describe_kernels
 from cadiff.kernels.dispatch import self_check
 from cadiff.phases import Space, build_phase
-from cadiff.precision import describe_precision
+from cadiff.precision import choose_precision, describe_precision
 from cadiff.schedule import job_steps
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.stream import Stream
@@ -77,17 +77,18 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
         "parents": parents(job),
         "world": place.world,
         "zero": job.engine.zero,
+        "precision": choose_precision(job.engine.precision, device_of(place), place),
     }
     finished = claim(run, identity, place)
     if place.is_main:
         write_text(run / "job.toml", dump_toml(job))
     self_check(device_of(place))
-    engine = Engine(phase, job, place, micro, stream.accumulate)
+    engine = Engine(phase, job, place, micro, stream.accumulate, identity["precision"])
     if place.is_main:
         report_parameters(job, engine)
     steps = job_steps(job.train, stream.steps_per_epoch)
     session = Session(job, run, place, space, stream, val, engine, steps, identity, finished)
-    newest = checkpoint.newest_valid(run)
+    newest = checkpoint.agreed_newest(engine, run)
     if newest is not None:
         state = checkpoint.load(engine, newest, identity)
         session.step, session.spent_s = state["step"], state["spent_s"]
@@ -146,15 +147,16 @@ def job_hash(job: Job) -> str:
     """
     tree = job.model_dump(exclude={"name", "track", "init"})
     tree["data"].pop("shards")
+    tree["engine"].pop("precision")  # what "auto" came to is in the identity
     for key in ("log_every", "save_every", "keep", "val_every", "val_batches"):
         tree["train"].pop(key)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def parents(job: Job) -> dict[str, str]:
-    """The hash of what each init.* names: of an export's card, or of a foreign model's weights."""
+    """The hash of what each init.* names."""
     init = job.init.model_dump() if hasattr(job, "init") else {}
-    return {key: weights_hash(folder) for key, folder in init.items() if folder}
+    return {key: parent_hash(folder) for key, folder in init.items() if folder}
 
 
 def _validation_stream(

@@ -98,7 +98,9 @@ def _report(session: Session, tracker: Tracker | None, window: _Window, lr: floa
     asked = torch.tensor(float(session.stop_asked), device=engine.device)
     means = torch.stack([*(window.sums[name] / window.count for name in names), asked])
     *terms, asked_share = engine.mean_over_ranks(means.double()).tolist()
-    bad = [f"{name} is {value}" for name, value in zip(names, terms) if not np.isfinite(value)]
+    norm = engine.gradient_norm()
+    numbers = {**dict(zip(names, terms)), "the gradient's norm": norm}
+    bad = [f"{name} is {value}" for name, value in numbers.items() if not np.isfinite(value)]
     if bad:
         raise NonFiniteError(
             f"{job.name}: by step {session.step} {', '.join(bad)}. Lower optim.lr or check the shards with "
@@ -111,7 +113,7 @@ def _report(session: Session, tracker: Tracker | None, window: _Window, lr: floa
         "train/loss": sum(terms),
         **{f"train/{name}": value for name, value in zip(names, terms)},
         "optim/lr": lr,
-        "optim/grad_norm": engine.gradient_norm(),
+        "optim/grad_norm": norm,
         "perf/samples_per_s": samples / seconds,
         "perf/data_wait": window.wait_s / seconds,
     }

@@ -52,7 +52,24 @@ def backend(device_type: str) -> str:
             "expected TRITON_INTERPRET=1 in the environment before Triton is first imported. "
             "Set it when starting the process, or set CADIFF_KERNELS=auto."
         )
+    if asked == "auto" and (problem := _why_no_triton(device_type)):
+        _log.warning("The kernels step aside for plain PyTorch on %s, because %s.", device_type, problem)
+        return "reference"
     return "triton"
+
+
+def _why_no_triton(device_type: str) -> str | None:
+    """What keeps Triton from compiling and running a kernel here, or None; it needs a C compiler at first use."""
+    from cadiff.kernels.triton_patch_embed import MaskedPatchEmbed
+
+    signal_BV, keep_BK = torch.ones(1, 16, device=device_type), torch.zeros(1, 1, dtype=torch.int64, device=device_type)
+    weight_DP, bias_D = torch.ones(16, 16, device=device_type), torch.ones(16, device=device_type)
+    try:
+        with torch.no_grad():
+            MaskedPatchEmbed.apply(signal_BV, keep_BK, weight_DP, bias_D, weight_DP[:1])
+    except Exception as problem:  # noqa: BLE001 - compilers, drivers and Triton's own versions fail in many ways
+        return f"Triton does not run here ({type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]})"
+    return None
 
 
 def describe(device: torch.device | str | None = None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cadiff
-from cadiff.exports import find_export, load_part, read_card
+from cadiff.exports import export_hash, load_part, read_card
 from cadiff.files import read_json, sha256
 from cadiff.launch.demo_plan import DemoPlan
 from cadiff.launch.stages import Ledger, Stage
@@ -109,6 +109,9 @@ class Demo:
         self._do(f"pack-{kind}", inputs, out, work, lambda: Dataset(out).hash)
 
     def _train(self, name: str) -> None:
+        from cadiff.distributed import Place
+        from cadiff.engine import device_of
+        from cadiff.precision import choose_precision
         from cadiff.session import job_hash
 
         run, shards = self.out / name, self.out / "shards" / READS[name]
@@ -126,6 +129,7 @@ class Demo:
                 )
 
         inputs = {"job": job_hash(job), "data": self.digests[f"pack-{READS[name]}"], "parents": parents}
+        inputs["precision"] = choose_precision(job.engine.precision, device_of(Place()), Place())
         self._do(name, {**inputs, "ranks": self.ranks}, run, work, lambda: export_digest(run))
 
     def _digest_of(self, job: str) -> str:
@@ -173,8 +177,8 @@ class Demo:
 
 
 def export_digest(run: Path) -> str:
-    """Hash of an export's card, which holds the hashes of its weights; the weights must have them."""
-    folder = find_export(run)
-    for part in read_card(folder)["parts"]:
-        load_part(folder, part)
-    return sha256(folder / "card.json")
+    """What identifies a run's export, after its weights were found to have the hashes of their card."""
+    card = read_card(run)
+    for part in card["parts"]:
+        load_part(run, part)
+    return export_hash(card)

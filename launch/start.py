@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from cadiff.config import Job
 from cadiff.errors import CadiffError, ConfigError, DataError, NonFiniteError, Preempted
 from cadiff.launch.worker import ERROR, MARK, PARENT
 
+log = logging.getLogger(__name__)
 _ERRORS = {kind.exit_code: kind for kind in (ConfigError, DataError, NonFiniteError, Preempted)}
 _ERROR = f"{MARK}{ERROR} "
 _ENDING = 30  # lines of the log shown when a job dies of something that is not a CadiffError
@@ -25,11 +28,43 @@ class TrainingFailed(CadiffError):
     exit_code = 1
 
 
-def local_ranks() -> int:
-    """One rank per GPU; on a machine without any, two ranks share the cores."""
+def local_ranks(jobs: Iterable[Job], asked: int = 0) -> int:
+    """How many ranks to start here: as asked, else one per GPU; without GPUs two, which share the cores.
+
+    A batch must divide evenly between ranks, so the default may leave GPUs idle; that is said aloud.
+
+    Raises:
+        ConfigError: more ranks than GPUs were asked for, or the GPUs cannot be used.
+    """
+    gpus = visible_gpus()
+    if asked and gpus and asked > gpus:
+        raise ConfigError(f"--ranks {asked}: there are {gpus} GPUs here, and one rank needs one. Ask for fewer.")
+    if asked:
+        return asked
+    most = gpus or min(2, len(os.sched_getaffinity(0)))
+    units = [job.train.batch // (job.train.micro_batch or 1) for job in jobs]
+    ranks = max(count for count in range(1, most + 1) if all(unit % count == 0 for unit in units))
+    if ranks < most:
+        log.warning("%d of %d GPUs are used: the batch does not divide evenly between more", ranks, most)
+    return ranks
+
+
+def visible_gpus() -> int:
+    """GPUs this process may use.
+
+    Raises:
+        ConfigError: there are some, but this PyTorch cannot use them.
+    """
     import torch
 
-    return torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0)))
+    count = torch.cuda.device_count()
+    if count and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{count} NVIDIA GPUs are here, but PyTorch {torch.__version__} cannot use them: the driver is probably "
+            f"older than CUDA {torch.version.cuda} needs. Update it, install another torch, or train on the CPU with "
+            "CUDA_VISIBLE_DEVICES= in the environment."
+        )
+    return count
 
 
 def start_training(
@@ -46,8 +81,8 @@ def start_training(
         CadiffError: of the kind and with the message that the ranks ended with.
     """
     run.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(ranks)]
-    command += ["--master_port", str(_free_port()), "--module", "cadiff.launch.worker"]
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, *devices(ranks)]
+    command += ["--master_port", str(free_port()), "--module", "cadiff.launch.worker"]
     command += ["--config", str(config), "--out", str(run), "--phase", phase, *overrides]
     said: list[str] = []
     errors: list[str] = []
@@ -75,6 +110,24 @@ def start_training(
             signal.signal(signal.SIGTERM, before)
     if process.returncode:
         raise _failure(process.returncode, errors, said, run)
+
+
+def devices(ranks: int, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The launcher's options for so many ranks; it would ignore CUDA_VISIBLE_DEVICES beside a mere number.
+
+    Raises:
+        ConfigError: that variable does not name GPUs by number, which is all the launcher understands.
+    """
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not visible:
+        return ["--num_gpus", str(ranks)]
+    chosen = [name.strip() for name in visible.split(",")][:ranks]
+    if not all(name.isdigit() for name in chosen):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={visible}: DeepSpeed's launcher takes numbers only. Name the GPUs as 0,1,...; "
+            "nvidia-smi -L lists them."
+        )
+    return ["--include", f"localhost:{','.join(chosen)}"]
 
 
 def _ask_to_stop(launcher: int) -> None:
@@ -109,7 +162,7 @@ def _environment(ranks: int) -> dict[str, str]:
     return environ
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -8,6 +8,13 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+def pytest_configure(config):
+    """Only `-m gpu` sees GPUs: the other tests say what two ranks on a CPU do."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 TINY_JOB = """
 phase = "{phase}"
 name = "tiny"

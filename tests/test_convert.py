@@ -77,5 +77,12 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(DataError, match="holds a list"):
         read_checkpoint(tmp_path / "list.pth")
+    torch.save({"model": 3}, tmp_path / "number.pth")
+    with pytest.raises(DataError, match="no dictionary 'model'"):
+        convert_fmri(tmp_path / "number.pth", tmp_path / "out")
+    flat = {"patch_embed.proj.weight": torch.ones(4, 2), "pos_embed": torch.ones(1, 3, 4)}
+    torch.save({"model": {**flat, "blocks.0.attn.qkv.weight": torch.ones(12, 4)}}, tmp_path / "flat.pth")
+    with pytest.raises(DataError, match="not one-dimensional"):
+        convert_fmri(tmp_path / "flat.pth", tmp_path / "out")
     with pytest.raises(DataError, match=r"patch_embed.proj.weight is missing"):
         convert_fmri(tmp_path / "whole.pth", tmp_path / "out")

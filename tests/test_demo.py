@@ -8,9 +8,13 @@ import sys
 import time
 
 import pytest
+import torch
 
 from cadiff.errors import ConfigError
+from cadiff.exports import load_part
+from cadiff.launch.commands.train import configs_folder
 from cadiff.launch.demo_plan import load_plan
+from cadiff.launch.start import start_training
 
 pytestmark = pytest.mark.multiprocess
 
@@ -30,6 +34,7 @@ _JOBS = {
 _ORDER = ["simulate", "pack-hcp", "pack-god", "pack-bold5000", "pack-images", *_JOBS]
 _ORDER += ["sample-cadiff", "sample-shuffled", "compare"]
 _TRAIN = "train.steps=4 train.batch=8 train.log_every=2 train.save_every=2 train.val_every=4 track.wandb=off"
+_TRAIN += " engine.precision=fp32"
 
 
 def overrides():
@@ -76,6 +81,17 @@ def test_every_job_ran_on_two_ranks_and_names_its_parents(finished):
     assert parents == {
         "phase1": [], "first_stage": [], "prior": ["first_stage"], "phase2": ["fmri"], "phase3": ["fmri", "prior"],
     }  # fmt: skip
+
+
+def test_phase_3_with_its_frozen_parts_trains_the_same_under_zero_3(finished, tmp_path):
+    out, _ = finished
+    words = f"{_JOBS['phase3']} {_TRAIN} seed=1 engine.zero=3".split()
+    words += [f'data.shards=["{out}/shards/god"]', f'init.fmri="{out}/phase2"', f'init.prior="{out}/prior"']
+    start_training(configs_folder() / "demo_phase3.toml", words, tmp_path, phase="phase3", ranks=2, say=print)
+    for part in ("conditioner", "unet", "first_stage"):
+        split, whole = load_part(tmp_path, part), load_part(out / "phase3", part)
+        assert split.keys() == whole.keys()
+        assert all(torch.allclose(split[name], whole[name], atol=1e-5) for name in whole), part
 
 
 def test_a_second_start_does_nothing_again(finished):

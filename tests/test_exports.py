@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cadiff.errors import DataError
-from cadiff.exports import find_export, load_into, load_part, read_card, save_export
+from cadiff.exports import export_hash, find_export, load_into, load_part, read_card, save_export
 
 
 @pytest.fixture
@@ -49,6 +49,21 @@ def test_same_weights_give_the_same_bytes(tmp_path):
         save_export(tmp_path / name, {"net": {"w": torch.ones(3), "a": torch.zeros(1)}}, {"phase": "x"})
     for file in ("card.json", "net.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_an_export_is_known_by_what_it_is_not_by_where_it_was_made():
+    card = {"phase": "x", "job": {"name": "a", "data": {"shards": ["/a"], "size": 3}, "init": {"fmri": "/a/p1"}}}
+    moved = {"phase": "x", "job": {"name": "b", "data": {"shards": ["/b"], "size": 3}, "init": {"fmri": "/b/p1"}}}
+    other = {"phase": "x", "job": {"name": "a", "data": {"shards": ["/a"], "size": 4}}}
+    assert export_hash(card) == export_hash(moved) != export_hash(other)
+
+
+@pytest.mark.parametrize("parts", ["{}", '{"net": 3}', "[]"])
+def test_a_card_whose_parts_are_no_table_is_refused(exported, parts):
+    text = '{"format": "cadiff-export/1"}' if parts == "{}" else f'{{"format": "cadiff-export/1", "parts": {parts}}}'
+    (exported / "export" / "card.json").write_text(text)
+    with pytest.raises(DataError, match="are not tables"):
+        load_part(exported, "net")
 
 
 def test_load_into_reports_what_fits():

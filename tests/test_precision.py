@@ -15,7 +15,7 @@ def test_auto_follows_the_hardware(monkeypatch, native, chosen):
     assert p.choose_precision("auto", CPU, Place()) == chosen
 
 
-@pytest.mark.parametrize("asked", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("asked", ["fp32", "bf16"])
 def test_a_named_precision_is_taken_as_it_is(monkeypatch, asked):
     monkeypatch.setattr(p, "has_bf16", lambda device: pytest.fail("not asked"))
     assert p.choose_precision(asked, CPU, Place()) == asked

@@ -8,7 +8,7 @@ import pytest
 from report_world import Page, made_metrics, made_pictures, make_run
 
 from cadiff.errors import ConfigError, DataError
-from cadiff.files import sha256
+from cadiff.exports import export_hash, read_card
 from cadiff.report import DataSource, Pictures, ReportContent, collect_run, report_runs, write_report
 
 EVIL = "<script>alert(\"x\")</script> & 'quoted' <img src=x onerror=y>"
@@ -17,7 +17,7 @@ EVIL = "<script>alert(\"x\")</script> & 'quoted' <img src=x onerror=y>"
 @pytest.fixture
 def page(tmp_path):
     one = make_run(tmp_path / "p1")
-    parent = sha256(one / "export" / "card.json")
+    parent = export_hash(read_card(one))
     two = make_run(tmp_path / "p2", "p2", "phase2", parents={"fmri": parent}, data=("e" * 64,), preview=False)
     content = ReportContent(
         title="A small run", summary="What it is.", metrics=made_metrics(), pictures=made_pictures(),

@@ -8,7 +8,9 @@ import torch
 from diffusion_world import SPACE, build_chain
 from PIL import Image
 
+from cadiff.comparison import read_samples
 from cadiff.errors import ConfigError, DataError
+from cadiff.exports import load_part, read_card, save_export
 from cadiff.models.reconstructor import load_reconstructor
 from cadiff.sample import (
     SampleOptions,
@@ -167,9 +169,43 @@ def test_the_written_folder_holds_truth_pictures_and_their_origin(tiny_set, chai
         assert not np.array_equal(control["reconstruction"], content["reconstruction"])
 
 
-def test_a_part_that_does_not_fit_its_card_is_refused(chain, tmp_path):
-    from cadiff.exports import load_part, read_card, save_export
+def test_subjects_are_those_phase_3_was_trained_on_and_strangers_are_told(tiny_set, chain, tmp_path, caplog):
+    card = read_card(chain / "phase3")
+    parts = {name: load_part(chain / "phase3", name) for name in card["parts"]}
+    card["job"]["data"]["subjects"] = ["B"]
+    save_export(tmp_path / "of_b", parts, card)
+    dataset = Dataset(tiny_set)
 
+    def decoded(**asked):
+        write_samples(tmp_path / "out", tmp_path / "of_b", dataset, QUICK, **asked)
+        with np.load(tmp_path / "out" / "samples.npz") as held:
+            return {dataset.subjects[number] for number in dataset.table.subject[held["sample_id"]]}
+
+    assert decoded() == {"B"}
+    assert not caplog.records or "not trained on" not in caplog.text
+    assert decoded(subjects=["A"]) == {"A"}
+    assert "phase 3 was not trained on A, only on B" in caplog.text
+
+
+def test_a_test_stimulus_without_a_picture_is_left_out_before_sampling(tiny_set, monkeypatch):
+    dataset = Dataset(tiny_set)
+    without = dataset.table.stimulus[dataset.ids(split="test")[0]]
+    has = dataset.has_picture.copy()
+    has[without] = False
+    monkeypatch.setattr(Dataset, "has_picture", property(lambda self: has))
+    assert without not in dataset.table.stimulus[held_out(dataset)]
+    assert len(held_out(dataset)) == 14
+
+
+def test_a_damaged_archive_of_samples_is_named(tiny_set, chain, tmp_path):
+    write_samples(tmp_path / "cut", chain / "phase3", Dataset(tiny_set), QUICK, limit=2)
+    path = tmp_path / "cut" / "samples.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"samples.npz: not readable"):
+        read_samples(tmp_path / "cut")
+
+
+def test_a_part_that_does_not_fit_its_card_is_refused(chain, tmp_path):
     card = read_card(chain / "phase3")
     parts = {name: load_part(chain / "phase3", name) for name in card["parts"]}
     parts["unet"].pop("conv_out.bias")

@@ -1,19 +1,22 @@
 """Training through the real deepspeed launcher: every ZeRO stage, resume, and the errors a user meets."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tomllib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cadiff.checkpoint import committed
+from cadiff.engine import Engine
 from cadiff.errors import ConfigError, DataError, NonFiniteError
 from cadiff.exports import load_part, read_card
-from cadiff.launch.start import start_training
+from cadiff.launch.start import free_port, start_training
 from cadiff.tracking import read_metrics
 
 pytestmark = pytest.mark.multiprocess
@@ -106,6 +109,35 @@ def test_a_run_knows_its_data_by_content_wherever_it_lies(reference, tmp_path):
     assert any("nothing to do" in line for line in _train(config, moved, f'data.shards=["{shards}"]'))
 
 
+def test_bf16_learns_the_same_and_is_part_of_what_a_run_is(reference, tmp_path):
+    config, run, _ = reference
+    _train(config, tmp_path / "run", "engine.precision=bf16")
+    losses = [json.loads((folder / "summary.json").read_text())["loss_last"] for folder in (run, tmp_path / "run")]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert read_card(tmp_path / "run")["lineage"]["precision"] == "bf16"
+    with pytest.raises(ConfigError, match="differs in precision"):
+        _train(config, tmp_path / "run", "engine.precision=fp32")
+
+
+def test_ranks_of_another_launcher_find_each_other(reference, tmp_path):
+    config, run, _ = reference
+    command = [sys.executable, "-m", "cadiff.launch.worker", "--config", str(config), "--out", str(tmp_path / "run")]
+    slurm = {"SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, **slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    _same_weights(run, tmp_path / "run", tolerance=1e-6)
+
+
+def test_a_mistyped_key_of_deepspeed_is_one_error(reference, tmp_path):
+    config, _, _ = reference
+    with pytest.raises(ConfigError, match=r"zero_optimization.overlapp_comm"):
+        _train(config, tmp_path / "run", "engine.deepspeed={zero_optimization={overlapp_comm=true}}", ranks=1)
+
+
 def test_sigterm_saves_and_exits_75(reference, tmp_path):
     config, _, _ = reference
     command = [
@@ -145,6 +177,14 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(reference, tmp_path):
     config, _, _ = reference
     with pytest.raises(NonFiniteError, match="by step"):
         _train(config, tmp_path / "run", "optim.lr=1e30", "optim.clip=0", "train.steps=20", "train.log_every=1")
+
+
+def test_a_step_that_deepspeed_threw_away_shows_in_the_norm_which_stops_the_job():
+    engine = object.__new__(Engine)
+    engine._engine = SimpleNamespace(skipped_steps=1, get_global_grad_norm=lambda: 0.5)
+    assert engine.gradient_norm() == float("inf")
+    engine._engine.skipped_steps = 0
+    assert engine.gradient_norm() == 0.5
 
 
 def _same_weights(one, other, tolerance):

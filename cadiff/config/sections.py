@@ -63,7 +63,8 @@ class EngineOptions(Section):
 
     zero: Literal[0, 1, 2, 3] = 2  # ZeRO stage
     # Parameters stay fp32; this is the autocast type. "auto": bf16 where all ranks have it in hardware, else fp32.
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # No fp16: DeepSpeed's ZeRO clips its gradients before it undoes their loss scaling.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     offload: bool = False  # keep optimizer state in host memory
     checkpoint_activations: bool = False  # recompute blocks in backward: less memory, a third more compute
     deepspeed: dict[str, Any] = {}  # further DeepSpeed keys, checked against the ones it knows

@@ -10,8 +10,7 @@ import torch
 
 from cadiff.config import ConditionModel, FirstStageModel, FmriModel, UNetModel
 from cadiff.errors import ConfigError, DataError
-from cadiff.exports import find_export, load_part, read_card
-from cadiff.files import sha256
+from cadiff.exports import export_hash, find_export, load_part, read_card
 from cadiff.models.condition import FmriConditioner
 from cadiff.models.first_stage import ImageCodec
 from cadiff.models.latent_diffusion import LatentDiffusion, time_width
@@ -29,6 +28,7 @@ class Reconstructor:
     image_size: int
     device: torch.device
     card_hash: str
+    subjects: list[str]  # trained on these; empty: on all of the set
 
 
 def load_reconstructor(export: str | Path, device: str | torch.device | None = None) -> Reconstructor:
@@ -62,7 +62,8 @@ def load_reconstructor(export: str | Path, device: str | torch.device | None = N
         card["space"]["voxels"],
         job["data"]["image_size"],
         device,
-        sha256(folder / "card.json"),
+        export_hash(card),
+        job["data"]["subjects"],
     )
 
 

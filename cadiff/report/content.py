@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from cadiff.errors import DataError
-from cadiff.files import read_json, sha256
+from cadiff.exports import export_hash
+from cadiff.files import read_json
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class RunRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     preview: dict[str, np.ndarray] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
-    card_hash: str = ""  # sha256 of export/card.json, which names the hashes of all weights
+    card_hash: str = ""  # what cadiff.exports.export_hash says of export/card.json
     problems: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)  # the job flattened to section.key -> value
 
@@ -95,7 +96,7 @@ def collect_run(folder: str | Path) -> RunRecord:
         summary=summary,
         preview=_preview(folder / "preview.npz", problems),
         card=card,
-        card_hash=sha256(folder / "export" / "card.json") if card else "",
+        card_hash=export_hash(card) if card else "",
         problems=problems,
         settings=dict(_flattened(job)),
     )

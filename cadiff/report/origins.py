@@ -26,8 +26,8 @@ def lineage(content: ReportContent) -> Html:
         rows.append([run.name, data or "not recorded", init or "fresh weights" if run.card else "not recorded",
                      short(run.card_hash) if run.card_hash else "no export"])  # fmt: skip
     about = (
-        "Each export's card holds the hashes of its weights, of the data manifests and of the cards it started from, "
-        "so the hash of the last card fixes the whole chain. A hash without a name is of something outside this page."
+        "Each export's card holds the hashes of its weights, of the data manifests and of the exports it started from, "
+        "so the hash of the last one fixes the whole chain. A hash without a name is of something outside this page."
     )
     weights = [_weights(run) for run in content.runs if run.card]
     head = ["Made", "From data", "Starting from", "Hash (SHA-256)"]
@@ -47,7 +47,7 @@ def _listed(pairs: Iterable[tuple[str | None, str]]) -> Html:
 
 def _weights(run: RunRecord) -> Html:
     parts = run.card.get("parts", {})
-    named = [("card.json", tag("code", run.card_hash))]
+    named = [("export", tag("code", run.card_hash))]
     named += [(f"{name}.safetensors", tag("code", str(part.get("sha256", "")))) for name, part in parts.items()]
     return join([tag("h3", run.name), facts(named)])
 

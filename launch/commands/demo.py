@@ -44,7 +44,8 @@ def demo(
     if fresh and (out / "stages").is_dir():
         shutil.rmtree(out)
     started, view = time.monotonic(), View()
-    job = Demo(plan, out, init, ranks or local_ranks(), view)
+    jobs = [plan.job(name, []) for name in plan.jobs]
+    job = Demo(plan, out, init, local_ranks(jobs, ranks), view)
     metrics = job.run()
     report = write_demo_report(job, metrics)
     print_tables(job, metrics)

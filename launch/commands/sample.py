@@ -22,7 +22,7 @@ def sample(
     seed: int = typer.Option(2022, help="Keys the starting noise, together with sample and picture number."),
     batch: int = typer.Option(50, min=1, help="Pictures denoised at a time; changes nothing but speed."),
     limit: int = typer.Option(0, min=0, help="Decode so many stimuli, evenly spread. 0: all."),
-    subjects: str = typer.Option(None, help="Comma-separated; default: all."),
+    subjects: str = typer.Option(None, help="Comma-separated; default: those of phase 3."),
     shuffled: bool = typer.Option(False, "--shuffled", help="Give each stimulus another's fMRI: the chance control."),
 ) -> None:
     """Reconstruct held-out pictures from fMRI: samples.npz, samples.json and one PNG each."""

@@ -52,7 +52,7 @@ def train(
     view = View()
     with view.task(job.name) as task:
         start_training(
-            path, list(overrides or ()), run, phase=job.phase, ranks=ranks or local_ranks(), say=task.training_line
+            path, list(overrides or ()), run, phase=job.phase, ranks=local_ranks([job], ranks), say=task.training_line
         )
     view.line(f"{job.name}: done; export in {run / 'export'}")
 
