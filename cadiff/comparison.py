@@ -19,6 +19,7 @@ from cadiff.files import read_json, whole_file, write_json
 from cadiff.judge import train_judge
 from cadiff.sample import decode_latents, encode_images
 from cadiff.shards.dataset import Dataset
+from cadiff.shards.record import Progress, silent
 from cadiff.shards.voxels import padded_width
 
 
@@ -58,6 +59,7 @@ def compare(
     judge_sets: list[Dataset],
     *,
     seed: int,
+    progress: Progress = silent,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Score the samples and their controls.
 
@@ -74,13 +76,17 @@ def compare(
     """
     if samples.facts["dataset"] != dataset.hash:
         raise ConfigError(f"{dataset.folder}: is not the version the samples were decoded from. Sample again.")
+    progress("ridge regression and nearest training stimulus", 0, 3)
     methods = {"cadiff": samples.reconstruction, **baseline_pictures(samples, export, dataset, seed)}
     if shuffled is not None:
         if not np.array_equal(shuffled.sample_id, samples.sample_id):
             raise ConfigError("The shuffled control has other stimuli than the samples. Sample both with one limit.")
         methods["shuffled"] = shuffled.reconstruction
+    progress("classifier", 1, 3)
     judge = train_judge(judge_sets, size=samples.truth.shape[-1], seed=seed)
+    progress("scores with intervals", 2, 3)
     metrics = evaluate(methods, samples.truth, samples.label, judge, seed=seed, stimulus=samples.stimulus)
+    progress("done", 3, 3)
     return metrics, methods
 
 

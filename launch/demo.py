@@ -170,7 +170,11 @@ class Demo:
             self.view.line("compare: ridge regression, nearest training stimulus, shuffled fMRI, chance")
             god, images = Dataset(shards / "god"), Dataset(shards / "images")
             pair = read_samples(samples / "cadiff"), read_samples(samples / "shuffled")
-            write_comparison(out, *compare(*pair, self.out / "phase3", god, [god, images], seed=self.plan.seed))
+            with self.view.task("compare") as task:
+                scored = compare(
+                    *pair, self.out / "phase3", god, [god, images], seed=self.plan.seed, progress=task.advance
+                )
+            write_comparison(out, *scored)
 
         inputs = {name: self.digests[name] for name in ("sample-cadiff", "sample-shuffled", "pack-god", "pack-images")}
         self._do("compare", {**inputs, "seed": self.plan.seed}, out, work, lambda: sha256(out / "metrics.json"))

@@ -1,14 +1,18 @@
 """The command line: help that reads, mistakes that end in one line, and nothing half-written."""
 
 import json
+import logging
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cadiff.launch.cli import COMMANDS, main
 
+ROOT = Path(__file__).resolve().parent.parent
 COMMAND_NAMES = ["demo", "pack", "shards", "train", "sample", "eval", "report", "plan", "bench", "convert", "doctor"]
 
 
@@ -34,6 +38,20 @@ def test_help_is_instant_and_names_every_command(cadiff):
     loaded = "import sys, cadiff.launch.cli; print([m for m in ('torch', 'deepspeed') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True).strip() == "[]"
     assert len(COMMANDS) == 11
+
+
+def test_quiet_is_heard_wherever_it_stands(cadiff):
+    for words in (["-q", "plan", "demo_phase1"], ["plan", "demo_phase1", "--quiet"]):
+        assert cadiff(*words)[0] == 0
+        assert logging.getLogger("cadiff").level == logging.WARNING
+    assert cadiff("plan", "demo_phase1")[0] == 0
+    assert logging.getLogger("cadiff").level == logging.INFO
+
+
+def test_the_readme_samples_as_the_demo_does():
+    plan = tomllib.loads((ROOT / "configs" / "demo.toml").read_text())["sample"]
+    wanted = f"--scheduler {plan['scheduler']} --steps {plan['steps']} --guidance {plan['guidance']:g}"
+    assert f"{wanted} --count {plan['samples']} --seed 1`" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

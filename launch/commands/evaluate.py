@@ -28,11 +28,15 @@ def evaluate(
     """
     from cadiff.comparison import compare, read_samples, write_comparison
     from cadiff.conclusions import conclusions
+    from cadiff.launch.view import View
     from cadiff.shards.dataset import Dataset
 
     dataset = Dataset(shards)
     control = read_samples(shuffled) if shuffled else None
     judge_sets = [dataset, *map(Dataset, images or ())]
-    metrics, methods = compare(read_samples(samples), control, run, dataset, judge_sets, seed=seed)
+    with View().task("eval") as task:
+        metrics, methods = compare(
+            read_samples(samples), control, run, dataset, judge_sets, seed=seed, progress=task.advance
+        )
     write_comparison(out or samples / "comparison", metrics, methods)
     typer.echo(json.dumps(metrics) if as_json else "\n".join(conclusions(metrics)))
