@@ -27,7 +27,7 @@ def demo(
     """Simulate brains, pack them, train all three phases with DeepSpeed, decode held-out pictures, write a report.
 
     The simulator writes files exactly as HCP, GOD and BOLD5000 ship them, so the packers that run are the real ones.
-    About 8 minutes on 2 cores. Stopped or killed, the same command continues; finished stages are recognised by the
+    6 to 8 minutes on 2 cores. Stopped or killed, the same command continues; finished stages are recognised by the
     content of their inputs and results. Every number in the report is of simulated brains.
     """
     from cadiff.errors import ConfigError
