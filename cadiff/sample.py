@@ -160,8 +160,8 @@ def held_out(dataset: Dataset, subjects: list[str] | None = None, limit: int = 0
     ids_N = dataset.ids(split="test", subjects=subjects)
     averaged_N = dataset.table.repeat[ids_N] == -1
     ids_N = ids_N[averaged_N] if averaged_N.any() else ids_N
-    stimulus_N = dataset.table.stimulus[ids_N]
-    ids_N = ids_N[(stimulus_N >= 0) & dataset.has_picture[stimulus_N]]
+    ids_N = ids_N[dataset.table.stimulus[ids_N] >= 0]
+    ids_N = ids_N[dataset.has_picture[dataset.table.stimulus[ids_N]]]
     if len(ids_N) == 0:
         raise ConfigError(f"{dataset.folder}: no test samples with pictures. Pack a set that holds some out.")
     if limit and limit < len(ids_N):
@@ -187,9 +187,12 @@ def write_samples(
     ``samples.json``, whose content is returned.
     """
     folder, model = Path(folder), load_reconstructor(export)
+    folder.mkdir(parents=True, exist_ok=True)
     subjects = subjects or model.subjects
     if model.subjects and (strangers := sorted(set(subjects) - set(model.subjects))):
         log.warning("phase 3 was not trained on %s, only on %s", ", ".join(strangers), ", ".join(model.subjects))
+    if dataset.hash not in model.data:
+        log.warning("phase 3 was not trained on this packed set: %s may hold other brains or voxels", dataset.folder)
     ids_N = held_out(dataset, subjects, limit)
     source_N = ids_N if shuffle_seed is None else shuffled_rows(dataset, ids_N, shuffle_seed)
     pictures = sample_images(model, dataset.signals(source_N, model.voxels), ids_N, options, progress=progress)
@@ -203,6 +206,8 @@ def write_samples(
     }
     description = {**asdict(options), "shuffle_seed": shuffle_seed, "export": model.card_hash, "dataset": dataset.hash}
     (folder / "samples.json").unlink(missing_ok=True)
+    for path in folder.glob("[0-9]*/[0-9]*.png"):  # of an earlier call, perhaps with other settings
+        path.unlink()
     with whole_file(folder / "samples.npz") as beside, open(beside, "wb") as handle:
         np.savez(handle, **arrays)
     for path, picture_CSS in _named(folder, ids_N, pictures):

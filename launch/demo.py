@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,15 @@ INITS = {
     "phase3": {"fmri": "phase2", "prior": "prior"},
 }
 
+# Stage -> the folder it writes.
+FOLDERS = {
+    "simulate": "raw",
+    **{f"pack-{kind}": f"shards/{kind}" for kind in ("hcp", "god", "bold5000", "images")},
+    **{job: job for job in READS},
+    **{f"sample-{name}": f"samples/{name}" for name in ("cadiff", "shuffled")},
+    "compare": "comparison",
+}
+
 
 class Demo:
     """One demo in one folder. ``run`` does what is not done yet and returns the metrics."""
@@ -37,8 +48,11 @@ class Demo:
         self.ledger = Ledger(out / "stages")
         self.digests: dict[str, str] = {}
 
-    def run(self) -> dict[str, Any]:
+    def run(self, *, fresh: bool = False) -> dict[str, Any]:
+        """Do the stages; ``fresh`` first deletes what they made here earlier, and nothing else."""
         with hold(self.out):
+            if fresh:
+                self.ledger.forget({name: self.out / folder for name, folder in FOLDERS.items()})
             return self._run()
 
     def _run(self) -> dict[str, Any]:
@@ -73,10 +87,9 @@ class Demo:
 
         def work() -> None:
             self.view.line("simulate: a brain that writes HCP, GOD and BOLD5000 files")
-            # Parts are independent and single-threaded: two processes share them, and end with this one.
-            pool = ProcessPoolExecutor(2, get_context("spawn"), initializer=end_with, initargs=(str(os.getpid()),))
-            with self.view.task("simulate") as task, pool:
-                parts = {pool.submit(simulate, raw, spec, (part,)): part for part in PARTS}
+            with self.view.task("simulate") as task, two_processes() as pool:
+                with uninterrupted():  # workers start here, and inherit that Ctrl-C is for this process alone
+                    parts = {pool.submit(simulate, raw, spec, (part,)): part for part in PARTS}
                 for done, future in enumerate(as_completed(parts), start=1):
                     future.result()
                     task.advance(parts[future], done, len(parts))
@@ -178,6 +191,30 @@ class Demo:
 
         inputs = {name: self.digests[name] for name in ("sample-cadiff", "sample-shuffled", "pack-god", "pack-images")}
         self._do("compare", {**inputs, "seed": self.plan.seed}, out, work, lambda: sha256(out / "metrics.json"))
+
+
+@contextmanager
+def two_processes() -> Iterator[ProcessPoolExecutor]:
+    """Two workers for independent, single-threaded work; an interrupted start does not wait for what they are doing."""
+    pool = ProcessPoolExecutor(2, get_context("spawn"), initializer=end_with, initargs=(str(os.getpid()),))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in active_children():
+            worker.kill()
+        raise
+    pool.shutdown()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment, in this process and for good in those it starts meanwhile."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def export_digest(run: Path) -> str:

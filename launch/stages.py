@@ -61,6 +61,15 @@ class Ledger:
         write_json(done, {"key": stage.key, "digest": digest})
         return digest
 
+    def forget(self, folders: dict[str, Path]) -> None:
+        """Delete what recorded stages wrote (name -> folder) with their records; nothing that no stage wrote."""
+        for name, folder in folders.items():
+            records = [self.folder / f"{name}.{state}.json" for state in ("done", "started")]
+            if any(record.exists() for record in records):
+                shutil.rmtree(folder, ignore_errors=True)
+            for record in records:
+                record.unlink(missing_ok=True)
+
     @staticmethod
     def _remove(stage: Stage, *, ours: bool) -> None:
         """Make room for other inputs, or for a result that was damaged; never for files that no stage wrote."""

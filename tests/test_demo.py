@@ -129,6 +129,20 @@ def test_overrides_are_checked_before_anything_runs(tmp_path):
         assert not (tmp_path / "demo").exists()
 
 
+def test_ctrl_c_ends_the_simulation_and_its_workers_at_once(tmp_path):
+    out = tmp_path / "demo"
+    process = subprocess.Popen(command(out, "brain.train_images=2000"), stderr=subprocess.PIPE, start_new_session=True)
+    while not (out / "stages" / "simulate.started.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(1)  # a terminal sends it to the whole group, workers included
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert b"Traceback" not in said
+    assert _gone(process.pid, patience_s=15)
+
+
 @pytest.mark.slow
 def test_killed_in_every_stage_it_ends_with_the_same_metrics(finished, tmp_path):
     out, _ = finished
@@ -139,6 +153,18 @@ def test_killed_in_every_stage_it_ends_with_the_same_metrics(finished, tmp_path)
     assert kills >= 9  # the shortest stages may be over before the signal comes
     for name in ("comparison/metrics.json", "samples/cadiff/samples.npz", "phase3/export/conditioner.safetensors"):
         assert (killed / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def _gone(group, patience_s):
+    """True once no process of the group is left."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _kill_in(out, stage):

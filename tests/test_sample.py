@@ -182,9 +182,11 @@ def test_subjects_are_those_phase_3_was_trained_on_and_strangers_are_told(tiny_s
             return {dataset.subjects[number] for number in dataset.table.subject[held["sample_id"]]}
 
     assert decoded() == {"B"}
-    assert not caplog.records or "not trained on" not in caplog.text
+    assert "only on B" not in caplog.text
+    assert "not trained on this packed set" in caplog.text
     assert decoded(subjects=["A"]) == {"A"}
     assert "phase 3 was not trained on A, only on B" in caplog.text
+    assert not (tmp_path / "out" / str(dataset.ids(split="test", subjects=["B"])[0]) / "0.png").exists()
 
 
 def test_a_test_stimulus_without_a_picture_is_left_out_before_sampling(tiny_set, monkeypatch):

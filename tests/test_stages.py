@@ -70,6 +70,15 @@ def test_files_that_no_stage_wrote_are_never_removed(bench):
     assert (bench.folder / "my_scan.nii").read_text() == "precious"
 
 
+def test_forgetting_deletes_what_stages_wrote_and_nothing_else(bench, tmp_path):
+    bench({"a": 1})
+    (tmp_path / "thesis").mkdir()
+    Ledger(tmp_path / "ledger").forget({"s": bench.folder, "t": tmp_path / "thesis"})
+    assert not bench.folder.exists() and (tmp_path / "thesis").is_dir()
+    bench({"a": 1})
+    assert len(bench.calls) == 2
+
+
 def test_a_killed_stage_continues_in_its_folder(bench):
     with pytest.raises(KeyboardInterrupt):
         bench({"a": 1}, fail=True)

@@ -29,6 +29,7 @@ class Reconstructor:
     device: torch.device
     card_hash: str
     subjects: list[str]  # trained on these; empty: on all of the set
+    data: list[str]  # hashes of the packed sets it was trained on
 
 
 def load_reconstructor(export: str | Path, device: str | torch.device | None = None) -> Reconstructor:
@@ -64,6 +65,7 @@ def load_reconstructor(export: str | Path, device: str | torch.device | None = N
         device,
         export_hash(card),
         job["data"]["subjects"],
+        card.get("lineage", {}).get("data", []),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def demo(
     stimuli: Path = typer.Option(None, help="A folder of photos to show instead of rendered scenes."),
     init: Path = typer.Option(None, help="Run folder of an image prior to use instead of training a small one."),
     ranks: int = typer.Option(0, "--ranks", "-n", min=0, help="Processes. 0: one per GPU, else two."),
-    fresh: bool = typer.Option(False, "--fresh", help="Delete the demo folder first and start over."),
+    fresh: bool = typer.Option(False, "--fresh", help="Delete what the demo made there and start over."),
 ) -> None:
     """Simulate brains, pack them, train all three phases with DeepSpeed, decode held-out pictures, write a report.
 
@@ -41,12 +40,10 @@ def demo(
     plan = load_plan(list(overrides or ()), seed, stimuli)
     if init is not None and read_card(init)["phase"] != "prior":
         raise ConfigError(f"--init {init}: is the export of another phase; name the run folder of a prior.")
-    if fresh and (out / "stages").is_dir():
-        shutil.rmtree(out)
     started, view = time.monotonic(), View()
     jobs = [plan.job(name, []) for name in plan.jobs]
     job = Demo(plan, out, init, local_ranks(jobs, ranks), view)
-    metrics = job.run()
+    metrics = job.run(fresh=fresh)
     report = write_demo_report(job, metrics)
     print_tables(job, metrics)
     typer.echo(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open the report: {report}")

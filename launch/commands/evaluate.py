@@ -22,7 +22,9 @@ def evaluate(
     seed: int = typer.Option(1, help="Keys the bootstrap and the classifier."),
     as_json: bool = typer.Option(False, "--json", help="Print metrics.json."),
 ) -> None:
-    """Score held-out pictures with 95 % intervals, beside chance and three controls.
+    """Score held-out pictures with 95 % intervals, beside chance, ridge and the nearest training stimulus.
+
+    With --shuffled, also beside decoding from another stimulus' fMRI, which must score chance.
 
     The classifier behind the class and feature scores is trained here on training stimuli; it is not ImageNet's.
     """
@@ -39,4 +41,7 @@ def evaluate(
             read_samples(samples), control, run, dataset, judge_sets, seed=seed, progress=task.advance
         )
     write_comparison(out or samples / "comparison", metrics, methods)
-    typer.echo(json.dumps(metrics) if as_json else "\n".join(conclusions(metrics)))
+    if as_json:
+        typer.echo(json.dumps(metrics))
+        return
+    typer.echo("\n".join([*conclusions(metrics), f"All scores: {(out or samples / 'comparison') / 'metrics.json'}"]))
