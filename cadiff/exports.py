@@ -64,9 +64,15 @@ def export_hash(card: dict[str, Any]) -> str:
 
     The card holds the hashes of the weights, of the data and of the exports it started from, so this fixes the chain.
     """
-    job = {key: value for key, value in card.get("job", {}).items() if key not in ("name", "track", "init")}
-    job["data"] = {key: value for key, value in job.get("data", {}).items() if key != "shards"}
+    job = _without(card.get("job"), "name", "track", "init")
+    if isinstance(job, dict):
+        job["data"] = _without(job.get("data"), "shards")
     return hashlib.sha256(json.dumps({**card, "job": job}, sort_keys=True).encode()).hexdigest()
+
+
+def _without(table: Any, *keys: str) -> Any:
+    """A copy of a table without some keys; what is no table is what it is."""
+    return {key: value for key, value in table.items() if key not in keys} if isinstance(table, dict) else table
 
 
 def parent_hash(folder: str | Path) -> str:

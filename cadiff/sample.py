@@ -8,7 +8,9 @@ Legend: B pictures, N stimuli, K pictures of each, V voxels, C latent channels, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -205,9 +207,7 @@ def write_samples(
         "label": dataset.table.label[ids_N].astype(np.int64),
     }
     description = {**asdict(options), "shuffle_seed": shuffle_seed, "export": model.card_hash, "dataset": dataset.hash}
-    (folder / "samples.json").unlink(missing_ok=True)
-    for path in folder.glob("[0-9]*/[0-9]*.png"):  # of an earlier call, perhaps with other settings
-        path.unlink()
+    _clear(folder)
     with whole_file(folder / "samples.npz") as beside, open(beside, "wb") as handle:
         np.savez(handle, **arrays)
     for path, picture_CSS in _named(folder, ids_N, pictures):
@@ -215,6 +215,17 @@ def write_samples(
     write_json(folder / "samples.json", description)
     log.info("%d pictures of %d stimuli in %s", len(ids_N) * options.samples, len(ids_N), folder)
     return description
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier call, perhaps with other settings, wrote and listed here; nothing else."""
+    if (folder / "samples.json").is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # then nothing is known of it
+            with np.load(folder / "samples.npz", allow_pickle=False) as stored:
+                earlier = stored["sample_id"], stored["reconstruction"]
+            for path, _ in _named(folder, *earlier):
+                path.unlink(missing_ok=True)
+        (folder / "samples.json").unlink()
 
 
 def _named(folder: Path, ids_N: np.ndarray, pictures: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:

@@ -68,7 +68,8 @@ def _why_no_triton(device_type: str) -> str | None:
         with torch.no_grad():
             MaskedPatchEmbed.apply(signal_BV, keep_BK, weight_DP, bias_D, weight_DP[:1])
     except Exception as problem:  # noqa: BLE001 - compilers, drivers and Triton's own versions fail in many ways
-        return f"Triton does not run here ({type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]})"
+        first_line = str(problem).strip().partition("\n")[0]
+        return f"Triton does not run here ({type(problem).__name__}: {first_line})"
     return None
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from collections.abc import Callable
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +11,11 @@ import cadiff
 from cadiff.exports import export_hash, load_part, read_card
 from cadiff.files import read_json, sha256
 from cadiff.launch.demo_plan import DemoPlan
+from cadiff.launch.pool import two_processes
 from cadiff.launch.stages import Ledger, Stage
 from cadiff.launch.start import start_training
 from cadiff.launch.view import View
-from cadiff.launch.worker import end_with, hold
+from cadiff.launch.worker import hold
 
 # Who reads what: job -> its packed sets and the init keys that name earlier jobs.
 READS = {"phase1": "hcp", "first_stage": "images", "prior": "images", "phase2": "god", "phase3": "god"}
@@ -74,9 +71,10 @@ class Demo:
     def job_folder(self, job: str) -> Path:
         return self.prior if job == "prior" and self.prior is not None else self.out / job
 
-    def _do(self, name: str, inputs: dict[str, Any], folder: Path, work: Callable, digest: Callable[[], str]) -> None:
+    def _do(self, name: str, inputs: dict[str, Any], work: Callable, digest: Callable[[], str]) -> None:
         inputs = {"version": cadiff.__version__, **inputs}
-        self.digests[name] = self.ledger.run(Stage(name, inputs, folder, work, digest), self.view.line)
+        stage = Stage(name, inputs, self.out / FOLDERS[name], work, digest)
+        self.digests[name] = self.ledger.run(stage, self.view.line)
 
     def _simulate(self) -> None:
         from cadiff.shards.synthetic.brain import PARTS, simulate, spec_hash
@@ -87,15 +85,15 @@ class Demo:
 
         def work() -> None:
             self.view.line("simulate: a brain that writes HCP, GOD and BOLD5000 files")
-            with self.view.task("simulate") as task, two_processes() as pool:
-                with uninterrupted():  # workers start here, and inherit that Ctrl-C is for this process alone
-                    parts = {pool.submit(simulate, raw, spec, (part,)): part for part in PARTS}
+            calls = [(raw, spec, (part,)) for part in PARTS]
+            with self.view.task("simulate") as task, two_processes(simulate, calls) as parts:
                 for done, future in enumerate(as_completed(parts), start=1):
                     future.result()
-                    task.advance(parts[future], done, len(parts))
+                    *_, (part,) = parts[future]
+                    task.advance(part, done, len(parts))
 
         markers = [raw / part / ".simulated.json" for part in PARTS]
-        self._do("simulate", {"study": study}, raw, work, lambda: "+".join(map(sha256, markers)))
+        self._do("simulate", {"study": study}, work, lambda: "+".join(map(sha256, markers)))
 
     def _pack(self, kind: str) -> None:
         from cadiff.shards.bold5000 import pack_bold5000
@@ -119,7 +117,7 @@ class Demo:
             self.view.line(f"pack {kind}: {counts} samples, {told['bytes'] / 1e6:.0f} MB")
 
         inputs = {"raw": self.digests["simulate"], **options}
-        self._do(f"pack-{kind}", inputs, out, work, lambda: Dataset(out).hash)
+        self._do(f"pack-{kind}", inputs, work, lambda: Dataset(out).hash)
 
     def _train(self, name: str) -> None:
         from cadiff.distributed import Place
@@ -143,7 +141,7 @@ class Demo:
 
         inputs = {"job": job_hash(job), "data": self.digests[f"pack-{READS[name]}"], "parents": parents}
         inputs["precision"] = choose_precision(job.engine.precision, device_of(Place()), Place())
-        self._do(name, {**inputs, "ranks": self.ranks}, run, work, lambda: export_digest(run))
+        self._do(name, {**inputs, "ranks": self.ranks}, work, lambda: export_digest(run))
 
     def _digest_of(self, job: str) -> str:
         return self.digests.get(job) or export_digest(self.job_folder(job))
@@ -171,7 +169,7 @@ class Demo:
 
         inputs = {"phase3": self.digests["phase3"], **plan.model_dump(), "seed": self.plan.seed, "shuffle": shuffle}
         written = (out / "samples.npz", out / "samples.json")
-        self._do(f"sample-{name}", inputs, out, work, lambda: "+".join(map(sha256, written)))
+        self._do(f"sample-{name}", inputs, work, lambda: "+".join(map(sha256, written)))
 
     def _compare(self) -> None:
         from cadiff.comparison import compare, read_samples, write_comparison
@@ -190,31 +188,7 @@ class Demo:
             write_comparison(out, *scored)
 
         inputs = {name: self.digests[name] for name in ("sample-cadiff", "sample-shuffled", "pack-god", "pack-images")}
-        self._do("compare", {**inputs, "seed": self.plan.seed}, out, work, lambda: sha256(out / "metrics.json"))
-
-
-@contextmanager
-def two_processes() -> Iterator[ProcessPoolExecutor]:
-    """Two workers for independent, single-threaded work; an interrupted start does not wait for what they are doing."""
-    pool = ProcessPoolExecutor(2, get_context("spawn"), initializer=end_with, initargs=(str(os.getpid()),))
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in active_children():
-            worker.kill()
-        raise
-    pool.shutdown()
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C for a moment, in this process and for good in those it starts meanwhile."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        self._do("compare", {**inputs, "seed": self.plan.seed}, work, lambda: sha256(out / "metrics.json"))
 
 
 def export_digest(run: Path) -> str:

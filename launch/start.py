@@ -34,18 +34,23 @@ def local_ranks(jobs: Iterable[Job], asked: int = 0) -> int:
     A batch must divide evenly between ranks, so the default may leave GPUs idle; that is said aloud.
 
     Raises:
-        ConfigError: more ranks than GPUs were asked for, or the GPUs cannot be used.
+        ConfigError: more ranks were asked for than there are GPUs or than divide a batch, or GPUs cannot be used.
     """
     gpus = visible_gpus()
     if asked and gpus and asked > gpus:
         raise ConfigError(f"--ranks {asked}: there are {gpus} GPUs here, and one rank needs one. Ask for fewer.")
+    units = [(job.name, job.train.batch, job.train.micro_batch or 1) for job in jobs]
+    for name, batch, micro in units if asked else ():
+        if batch % (asked * micro):
+            raise ConfigError(f"--ranks {asked} x micro-batch {micro} does not divide the batch of {batch} of {name}.")
     if asked:
         return asked
     most = gpus or min(2, len(os.sched_getaffinity(0)))
-    units = [job.train.batch // (job.train.micro_batch or 1) for job in jobs]
-    ranks = max(count for count in range(1, most + 1) if all(unit % count == 0 for unit in units))
+    even = [count for count in range(1, most + 1) if all(batch % (count * micro) == 0 for _, batch, micro in units)]
+    ranks = max(even, default=1)
     if ranks < most:
-        log.warning("%d of %d GPUs are used: the batch does not divide evenly between more", ranks, most)
+        what = "GPUs" if gpus else "processes"
+        log.warning("%d of %d %s are used: the batch does not divide evenly between more", ranks, most, what)
     return ranks
 
 

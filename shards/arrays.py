@@ -15,6 +15,7 @@ import numpy as np
 
 from cadiff.errors import DataError
 
+# What NumPy and zipfile raise on bytes that are not what they say, absurd sizes and unknown compression among them.
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from cadiff.errors import DataError
 from cadiff.shards.mmp import CORTEX, GRAYORDINATES, parcellation
 
+# nibabel checks little before it computes with a header, so a damaged one surfaces as almost any of these.
 _GARBAGE = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ArithmeticError, OSError, EOFError,
     MemoryError, NotImplementedError, RuntimeError, struct.error, zlib.error, ExpatError,

@@ -56,6 +56,7 @@ def test_an_export_is_known_by_what_it_is_not_by_where_it_was_made():
     moved = {"phase": "x", "job": {"name": "b", "data": {"shards": ["/b"], "size": 3}, "init": {"fmri": "/b/p1"}}}
     other = {"phase": "x", "job": {"name": "a", "data": {"shards": ["/a"], "size": 4}}}
     assert export_hash(card) == export_hash(moved) != export_hash(other)
+    assert len({export_hash(odd) for odd in ({}, {"job": 3}, {"job": {"data": []}})}) == 3  # damaged ones too
 
 
 @pytest.mark.parametrize("parts", ["{}", '{"net": 3}', "[]"])

@@ -189,6 +189,17 @@ def test_subjects_are_those_phase_3_was_trained_on_and_strangers_are_told(tiny_s
     assert not (tmp_path / "out" / str(dataset.ids(split="test", subjects=["B"])[0]) / "0.png").exists()
 
 
+def test_pictures_that_no_call_listed_are_left_alone(tiny_set, chain, tmp_path):
+    mine = tmp_path / "out" / "1" / "1.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"holiday")
+    dataset = Dataset(tiny_set)
+    for limit in (4, 2):
+        write_samples(tmp_path / "out", chain / "phase3", dataset, QUICK, limit=limit)
+    assert mine.read_bytes() == b"holiday"
+    assert len(list((tmp_path / "out").glob("*/*.png"))) == 2 * QUICK.samples + 1
+
+
 def test_a_test_stimulus_without_a_picture_is_left_out_before_sampling(tiny_set, monkeypatch):
     dataset = Dataset(tiny_set)
     without = dataset.table.stimulus[dataset.ids(split="test")[0]]

@@ -10,7 +10,7 @@ from cadiff.launch import start
 
 
 def job(batch, micro_batch=0):
-    return SimpleNamespace(train=SimpleNamespace(batch=batch, micro_batch=micro_batch))
+    return SimpleNamespace(name="tiny", train=SimpleNamespace(batch=batch, micro_batch=micro_batch))
 
 
 @pytest.fixture
@@ -44,6 +44,12 @@ def test_more_ranks_than_gpus_are_refused(gpus):
     gpus(2)
     with pytest.raises(ConfigError, match="--ranks 3: there are 2 GPUs"):
         start.local_ranks([job(6)], asked=3)
+
+
+def test_ranks_that_do_not_divide_a_batch_are_refused_before_anything_starts(gpus):
+    gpus(0)
+    with pytest.raises(ConfigError, match="--ranks 3 x micro-batch 1 does not divide the batch of 32 of tiny"):
+        start.local_ranks([job(12), job(32)], asked=3)
 
 
 def test_gpus_that_this_torch_cannot_use_are_an_error_not_a_slow_cpu_run(monkeypatch):

@@ -26,6 +26,21 @@ def without_triton(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", no_version)
 
 
+def test_a_gpu_where_triton_cannot_compile_steps_aside_aloud(choose, monkeypatch, caplog):
+    def fails(*inputs):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
+
+    monkeypatch.setattr("cadiff.kernels.triton_patch_embed.MaskedPatchEmbed.apply", fails)
+    reason = dispatch._why_no_triton("cpu")
+    assert reason == "Triton does not run here (RuntimeError: Failed to find C compiler.)"
+    monkeypatch.setattr(dispatch, "_why_no_triton", lambda device_type: reason)
+    choose("auto")
+    assert dispatch.backend("cuda") == "reference"
+    assert "step aside for plain PyTorch on cuda, because Triton does not run here" in caplog.text
+    choose("triton")
+    assert dispatch.backend("cuda") == "triton"  # by name it is not probed: its own error tells more
+
+
 @pytest.mark.parametrize("value", ["auto", "reference"])
 def test_a_cpu_runs_plain_pytorch(choose, value):
     choose(value)
