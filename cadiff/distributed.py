@@ -48,6 +48,12 @@ def place(environ: Mapping[str, str] = os.environ) -> Place:
     return Place()
 
 
+def processes_here(here: Place, environ: Mapping[str, str] = os.environ) -> int:
+    """Processes of this job on this machine: as DeepSpeed or torchrun says, else the whole world."""
+    text = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or ""
+    return int(text) if text.isdigit() and int(text) > 0 else here.world
+
+
 def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
     """True if a launcher started this process as one rank of a job."""
     return any(all(name in environ for name in names) for names in _DIALECTS[:1])

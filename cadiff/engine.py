@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class Engine:
     ) -> None:
         deepspeed = _deepspeed()
         self.device = device_of(place)
-        self.precision, self.place = precision, place
+        self.precision, self.place, self.transfer_s = precision, place, 0.0
         self.phase = phase.to(self.device)
         # Counted before ZeRO-3 leaves every rank its part only.
         self.parameters = sum(p.numel() for p in phase.parameters())
@@ -128,7 +129,10 @@ class Engine:
 
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run the phase's forward on a batch that is on any device."""
-        return self._engine({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+        began = time.perf_counter()
+        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        self.transfer_s += time.perf_counter() - began
+        return self._engine(batch)
 
     def backward_and_step(self, loss: Tensor) -> None:
         """Add this micro-batch's gradients; the last of a step also clips and updates."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes and flush them to disk."""
+    with open(source, "rb") as reading, open(target, "wb") as writing:
+        shutil.copyfileobj(reading, writing, 8 * 1024**2)
+        writing.flush()
+        os.fsync(writing.fileno())
+
+
 def write_text(path: str | Path, text: str) -> None:
     with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
@@ -50,14 +59,25 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Read JSON, or say which file is missing or damaged."""
+    if not Path(path).is_file():  # reading a pipe would wait for ever
+        raise DataError(f"{path}: no such file.")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as problem:
+    except (ValueError, RecursionError, OSError) as problem:
         raise DataError(
             f"{path}: not readable as JSON ({problem}). Make it again with the command that wrote it."
         ) from None
+
+
+def free_memory() -> int:
+    """Bytes of RAM that can be taken without swapping; half of all where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def sha256(path: str | Path) -> str:

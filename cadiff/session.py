@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,19 @@ import torch
 from cadiff import checkpoint
 from cadiff.attention import describe_attention
 from cadiff.config import Job, dump_toml
-from cadiff.distributed import Place
+from cadiff.distributed import Place, processes_here
 from cadiff.engine import Engine, device_of
 from cadiff.errors import ConfigError
 from cadiff.exports import parent_hash
-from cadiff.files import read_json, write_json, write_text
+from cadiff.files import free_memory, read_json, write_json, write_text
 from cadiff.kernels.dispatch import describe as describe_kernels
 from cadiff.kernels.dispatch import self_check
 from cadiff.phases import Space, build_phase
 from cadiff.precision import choose_precision, describe_precision
 from cadiff.schedule import job_steps
 from cadiff.shards.dataset import Dataset
-from cadiff.shards.stream import Stream
+from cadiff.shards.faults import FaultPolicy
+from cadiff.shards.stream import Reading, Stream
 from cadiff.shards.voxels import padded_width
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,12 @@ class Session:
     spent_s: float = 0.0  # training time of earlier starts
     started: float = field(default_factory=time.monotonic)
     stop_asked: bool = False
+    staged: dict[tuple[str, str], float] = field(default_factory=dict)  # stream.seconds at the last report
 
 
 def prepare(job: Job, run: Path, place: Place) -> Session:
     """Open the shards, build the phase, wrap it, and restore the newest valid checkpoint."""
-    datasets = [Dataset(folder) for folder in job.data.shards]
+    datasets = [Dataset(folder, cache_bytes=int(job.data.remote_cache_gb * 1e9)) for folder in job.data.shards]
     width = signal_width(job, datasets)
     micro = job.train.micro_batch or max(1, job.train.batch // place.world)
     options = {
@@ -64,9 +66,12 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
         "seed": job.seed,
         "width": width,
         "image_size": None if job.phase == "phase1" else job.data.image_size,
+        "reading": reading_of(job, run),
     }
     stream = Stream(datasets, split="train", batch=job.train.batch, micro_batch=micro, **options)
     check_batch(job, stream)
+    if job.data.cache != "none" and width:
+        hold_signals(datasets, job.data.cache, device_of(place), processes_here(place))
     space = Space(width, len(stream.classes))
     val = _validation_stream(job, datasets, place, micro, options)
     torch.manual_seed(job.seed)  # fresh weights are the same on every rank
@@ -117,6 +122,32 @@ def claim(run: Path, identity: dict[str, Any], place: Place) -> bool:
     return False
 
 
+def reading_of(job: Job, run: Path) -> Reading:
+    """How the job's streams read."""
+    data = job.data
+    faults = FaultPolicy(data.on_damage, data.damage_budget, data.check, run / "quarantine.jsonl")
+    return Reading(data.order, tuple(data.weights), workers=data.workers, faults=faults)
+
+
+def hold_signals(datasets: list[Dataset], where: str, device: torch.device, processes: int) -> None:
+    """Copy all signals into RAM or GPU memory, if they fit beside what ``processes`` of this node hold.
+
+    Raises:
+        ConfigError: there is no GPU, or not enough memory; nothing was copied.
+    """
+    if where == "gpu" and device.type != "cuda":
+        raise ConfigError("data.cache = 'gpu', but this job runs on the CPU. Use data.cache=ram or none.")
+    needed = sum(int(ds.checks.lengths.sum()) for ds in datasets)
+    free = torch.cuda.mem_get_info(device)[0] if where == "gpu" else free_memory() // processes
+    if needed > free * 0.8:
+        raise ConfigError(
+            f"data.cache = '{where}': the signals are {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free for each "
+            "process. Use data.cache=none; a set that is read again comes from the system's page cache."
+        )
+    for ds in datasets:
+        ds.store.hold(device if where == "gpu" else "cpu")
+
+
 def check_batch(job: Job, stream: Stream) -> None:
     """Refuse data without what the phase reads, and a batch that would not mean what the config says."""
     if job.phase != "phase1" and "image" not in stream.keys:
@@ -146,7 +177,8 @@ def job_hash(job: Job) -> str:
     Data and parents count by what is in them, not by where they lie: ``identity`` holds their hashes beside this one.
     """
     tree = job.model_dump(exclude={"name", "track", "init"})
-    tree["data"].pop("shards")
+    for key in ("shards", "workers", "cache", "remote_cache_gb", "on_damage", "damage_budget", "check"):
+        tree["data"].pop(key)
     tree["engine"].pop("precision")  # what "auto" came to is in the identity
     for key in ("log_every", "save_every", "keep", "val_every", "val_batches"):
         tree["train"].pop(key)
@@ -176,6 +208,7 @@ def _validation_stream(
         return None
     whole = micro * place.world
     batch = min(job.train.batch, count) // whole * whole
+    options = {**options, "reading": replace(options["reading"], weights=(), order="random")}
     return Stream(datasets, split="val", batch=batch, micro_batch=micro, **options)
 
 

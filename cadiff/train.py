@@ -116,6 +116,7 @@ def _report(session: Session, tracker: Tracker | None, window: _Window, lr: floa
         "optim/grad_norm": norm,
         "perf/samples_per_s": samples / seconds,
         "perf/data_wait": window.wait_s / seconds,
+        **_data_seconds(session, seconds),
     }
     if tracker is not None:
         tracker.log(session.step, values)
@@ -127,6 +128,19 @@ def _report(session: Session, tracker: Tracker | None, window: _Window, lr: floa
         )  # fmt: skip
     window.restart()
     return asked_share > 0
+
+
+def _data_seconds(session: Session, seconds: float) -> dict[str, float]:
+    """Where preparing data spent its time since the last report, by set and stage: seconds of work per second.
+
+    The threads work ahead, so this is what would be waited for if they did not; above 1 they cannot keep up with one
+    core. ``transfer`` is the copy to the device, which nobody does ahead.
+    """
+    spent = {**session.stream.seconds, ("all", "transfer"): session.engine.transfer_s}
+    told = {f"data/{Path(name).name}/{stage}": (value - session.staged.get((name, stage), 0.0)) / seconds
+            for (name, stage), value in spent.items()}  # fmt: skip
+    session.staged = spent
+    return told
 
 
 def _clock(seconds: float) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import lzma
 import pickle
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,8 +18,11 @@ import numpy as np
 
 from cadiff.errors import DataError
 
-# What NumPy and zipfile raise on bytes that are not what they say, absurd sizes and unknown compression among them.
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError)
+# What NumPy and zipfile raise on bytes that are not what they say: absurd sizes, encryption, headers of nonsense.
+DAMAGED = (
+    OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, RuntimeError,
+    SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 def open_npz(path: str | Path, required: list[str]) -> dict[str, np.ndarray] | Any:
@@ -31,7 +37,7 @@ def open_npz(path: str | Path, required: list[str]) -> dict[str, np.ndarray] | A
     try:
         archive = np.load(path, allow_pickle=False)
         names = set(archive.files)
-    except (*_DAMAGED, AttributeError, pickle.UnpicklingError) as problem:
+    except (*DAMAGED, pickle.UnpicklingError) as problem:
         raise DataError(f"{path}: not a readable .npz archive ({problem}). Download or make it again.") from None
     if missing := [key for key in required if key not in names]:
         raise DataError(
@@ -44,7 +50,7 @@ def npz_array(archive: Any, key: str, path: str | Path) -> np.ndarray:
     """Read one array of an open .npz; object arrays (pickles) are refused."""
     try:
         return archive[key]
-    except _DAMAGED as problem:
+    except DAMAGED as problem:
         raise DataError(f"{path}: array {key} cannot be read ({problem}). Pickled objects are never loaded.") from None
 
 
@@ -77,7 +83,7 @@ def _npz_member(path: str | Path, key: str) -> Iterator[tuple[Any, tuple[int, ..
             if fortran or dtype.hasobject or not shape:
                 raise DataError(f"{path}: array {key} must be a C-ordered array of numbers, found {dtype}, {shape}.")
             yield member, shape, dtype
-    except _DAMAGED as problem:
+    except DAMAGED as problem:
         raise DataError(f"{path}: array {key} cannot be read ({problem}). Download or make the file again.") from None
 
 
@@ -87,11 +93,11 @@ def load_npy(path: str | Path, *, mmap: bool = False) -> np.ndarray:
     Raises:
         DataError: missing, damaged, or holding pickled objects.
     """
+    if not Path(path).is_file():  # reading a pipe would wait for ever
+        raise DataError(f"{path}: no such file.")
     try:
         return np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except (*_DAMAGED, pickle.UnpicklingError) as problem:
+    except (*DAMAGED, pickle.UnpicklingError) as problem:
         raise DataError(f"{path}: not a readable .npy array ({problem}). Pickled objects are never loaded.") from None
 
 
@@ -103,15 +109,15 @@ def load_npy_dict(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         DataError: missing, damaged, or asking for any other code to be called.
     """
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file.")
     try:
         with open(path, "rb") as handle:
             _, _, dtype = _read_npy_header(handle)
             if not dtype.hasobject:
                 raise DataError(f"{path}: holds an array of {dtype}, expected a saved dictionary name -> picture.")
             value = _OnlyArrays(handle).load()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except (*_DAMAGED, pickle.UnpicklingError, TypeError, AttributeError, IndexError, RecursionError) as problem:
+    except (*DAMAGED, pickle.UnpicklingError) as problem:
         raise DataError(f"{path}: not a dictionary of arrays ({problem}). Download it again.") from None
     value = value.item() if isinstance(value, np.ndarray) and value.shape == () else value
     if not isinstance(value, dict) or not all(

@@ -1,7 +1,7 @@
 """Pack BOLD5000: GLMsingle ROI betas, presentation lists and pictures, in the folder layout of the paper's code.
 
-Differences from that code: statistics come from training trials alone, no trial is cut off, subjects keep their own
-voxel counts, and the saved dictionary of pictures is read without running any code it might contain.
+Differences from that code: statistics come from training trials alone (unless ``legacy`` asks for its own), no trial is
+cut off, subjects keep their own voxel counts, and the saved dictionary of pictures is read without running any code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.arrays import load_npy, load_npy_dict
+from cadiff.shards.legacy import legacy_stats, normalisation
 from cadiff.shards.pictures import encode_png, read_picture, to_uint8
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import AVERAGED, Progress, make_records, silent
@@ -36,27 +37,32 @@ def pack_bold5000(
     rois: Sequence[str] = ROIS,
     val_fraction: float = 0.05,
     split_seed: int = 0,
-    normalise: Literal["voxel", "scalar"] = "voxel",
+    normalise: Literal["voxel", "scalar"] | None = None,
+    legacy: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Pack one sample per training trial and one per test picture: the mean over its repeats (repeat -1).
 
-    Test pictures are those of the list of 113 repeated ones; training statistics and validation exclude them.
+    Test pictures are those of the list of 113 repeated ones; validation excludes them, and so do statistics without
+    ``legacy``.
 
     Args:
         subjects: such as ["CSI1"]; None takes all that have betas.
-        normalise: "voxel" z-scores each voxel, "scalar" uses one mean and deviation per subject.
+        normalise: "voxel" z-scores each voxel, "scalar" uses one mean and deviation per subject; None is "voxel", or
+            "scalar" with ``legacy``.
+        legacy: compute mean and deviation as the paper's code does for phase 3, over all wrap-padded trials, test
+            trials among them.
 
     Raises:
-        ConfigError: no such files, subject or region. DataError: lists and betas that do not fit together.
+        ConfigError: no such folder, subject, region or list. DataError: lists and betas that do not fit together, or a
+            picture that a list names and that is missing.
     """
     root = _find_root(Path(root))
     available = sorted({path.name.partition("_")[0] for path in (root / BETAS).glob("*.npy")})
     names = sorted(subjects) if subjects else available
     if lost := [name for name in names if name not in available]:
         raise ConfigError(f"{root / BETAS}: no betas of '{lost[0]}'; there are {', '.join(available)}.")
-    if normalise not in STATS:
-        raise ConfigError(f"normalise = '{normalise}': use voxel or scalar.")
+    normalise = normalisation(normalise, legacy)
     tested = set(_read_list(root / STIMULI / REPEATED))
     shown = {name: _presentations(root / STIMULI, name) for name in names}
     trained = [stimulus for _, ids in shown.values() for stimulus in ids if stimulus not in tested]
@@ -72,12 +78,13 @@ def pack_bold5000(
         "val_fraction": val_fraction,
         "split_seed": split_seed,
         "normalise": normalise,
+        "legacy": legacy,
     }
 
     def fill(pack: Pack) -> None:
         for done, name in enumerate(names):
             pack.progress("packing subjects", done, len(names))
-            _pack_subject(pack, name, betas[name], shown[name][1], tested, held, normalise)
+            _pack_subject(pack, name, betas[name], shown[name][1], tested, held, options)
         used = dict.fromkeys(stimulus for _, ids in shown.values() for stimulus in ids)
         _pack_pictures(pack, pictures, list(used))
 
@@ -91,7 +98,7 @@ def _pack_subject(
     ids: list[str],
     tested: set[str],
     held: set[str],
-    normalise: str,
+    options: dict[str, Any],
 ) -> None:
     parts = {part: load_npy(path) for part, path in files.items()}
     for part, values in parts.items():
@@ -103,7 +110,8 @@ def _pack_subject(
         pack.notes.setdefault("voxels_not_finite", {})[name] = int((~finite_V).sum())
         signals_NV[:, ~finite_V] = 0
     split = ["test" if i in tested else "val" if i in held else "train" for i in ids]
-    stats = STATS[normalise](signals_NV[np.array(split) == "train"])
+    train_NV = signals_NV[np.array(split) == "train"]
+    stats = legacy_stats(signals_NV) if options["legacy"] else STATS[options["normalise"]](train_NV)
     signals_NV = stats.apply(signals_NV)
     rows = [row for row, part in enumerate(split) if part != "test"]
     chosen = [ids[row] for row in rows]
@@ -164,12 +172,15 @@ def _presentations(folder: Path, subject: str) -> tuple[list[Path], list[str]]:
 
 
 def _read_list(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file. Complete {STIMULI}.")
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{path}: not a readable list ({problem}).") from None
+    if not names:
+        raise DataError(f"{path}: empty, expected one picture's name a line. Download it again.")
+    return names
 
 
 def _picture_files(folder: Path) -> dict[str, Path]:
@@ -184,7 +195,10 @@ def _pack_pictures(pack: Pack, files: dict[str, Path], stimuli: list[str]) -> No
     table = load_npy_dict(files["img_dict.npy"]) if "img_dict.npy" in files else None
     known = files if table is None else table
     if lost := [name for name in stimuli if name not in known]:
-        raise DataError(f"{len(lost)} of {len(stimuli)} pictures are missing, first {lost[0]}. Complete {PICTURES}.")
+        raise DataError(
+            f"{len(lost)} of {len(stimuli)} pictures are missing, first {lost[0]}. Complete {PICTURES}, or its "
+            "img_dict.npy."
+        )
     top = max(float(np.max(table[name])) for name in stimuli) if table else 0.0
     for done, name in enumerate(stimuli):
         pack.progress("packing pictures", done, len(stimuli))

@@ -1,4 +1,4 @@
-"""CIFTI-2 dense time series and NIfTI volumes: headers by nibabel, values by one positioned read per vertex run.
+"""CIFTI-2 dense time series, read by one positioned read per vertex run, and NIfTI volumes, read by nibabel.
 
 A .dtseries.nii is stored with time fastest: each grayordinate's series is contiguous. So a ROI is read vertex-first,
 which is much faster than reading frames and cutting columns. Shapes: T frames, G grayordinates, V chosen.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
@@ -17,6 +17,7 @@ from xml.parsers.expat import ExpatError
 import numpy as np
 
 from cadiff.errors import DataError
+from cadiff.shards.cifti_header import LEFT_RIGHT, MESH, DenseHeader, parse_header
 from cadiff.shards.mmp import CORTEX, GRAYORDINATES, parcellation
 
 # nibabel checks little before it computes with a header, so a damaged one surfaces as almost any of these.
@@ -24,21 +25,8 @@ _GARBAGE = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ArithmeticError, OSError, EOFError,
     MemoryError, NotImplementedError, RuntimeError, struct.error, zlib.error, ExpatError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class DenseHeader:
-    """What is known of a dense time series before its values are read."""
-
-    path: Path
-    frames: int
-    grayordinates: int
-    tr_s: float
-    offset: int  # bytes before the first value
-    dtype: np.dtype
-    slope: float
-    inter: float
-    axis: Any  # nibabel BrainModelAxis
+_BLOCK_BYTES = 2**19  # series read at a time: they and their float64 copy stay in a core's cache
+_FINE_MESH = 59_292  # vertices per hemisphere of the 59k mesh, that of HCP's 1.6 mm files
 
 
 def read_header(path: str | Path) -> DenseHeader:
@@ -47,28 +35,15 @@ def read_header(path: str | Path) -> DenseHeader:
     Raises:
         DataError: no such file, not CIFTI, not a dense time series (parcellated, scalar, label), or cut short.
     """
-    import nibabel as nib
-
     path = Path(path)
-    image = _load(path)
-    if not isinstance(image, nib.Cifti2Image):
-        raise DataError(f"{path}: a {type(image).__name__}, expected a CIFTI-2 dense time series (.dtseries.nii).")
-    try:
-        axes = [image.header.get_axis(i) for i in range(image.ndim)]
-        slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
-        offset, dtype = int(image.dataobj.offset), np.dtype(image.get_data_dtype())
-        dtype = dtype.newbyteorder(image.nifti_header.endianness)
-    except _GARBAGE as problem:
-        raise DataError(f"{path}: its CIFTI header is damaged ({problem}). Download the file again.") from None
-    kinds = [type(axis).__name__ for axis in axes]
-    if kinds != ["SeriesAxis", "BrainModelAxis"]:
-        raise DataError(
-            f"{path}: its axes are {' x '.join(kinds)}, expected SeriesAxis x BrainModelAxis. Parcellated, scalar and "
-            "label files hold no grayordinate time series; use the run's .dtseries.nii."
-        )
-    frames, grayordinates = image.shape
-    header = DenseHeader(path, frames, grayordinates, float(axes[0].step), offset, dtype, slope, inter, axes[1])
-    _check_length(header)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file.")
+    if path.suffix == ".gz":
+        raise DataError(f"{path}: compressed, so a ROI cannot be read from it directly. Run gunzip on it first.")
+    header = parse_header(path)
+    expected = header.offset + header.frames * header.grayordinates * header.dtype.itemsize
+    if (found := path.stat().st_size) < expected:
+        raise DataError(f"{path}: cut short: {found:,} bytes found, {expected:,} expected. Download it again.")
     return header
 
 
@@ -81,22 +56,18 @@ def locate(header: DenseHeader, columns_V: np.ndarray) -> np.ndarray:
     Raises:
         DataError: another surface mesh, missing vertices, or subcortex asked of a file of another voxel grid.
     """
-    axis, path, table = header.axis, header.path, parcellation()
+    path, layout = header.path, header.layout
+    if layout.place_C is None:
+        side = 0 if layout.meshes[0] != MESH else 1
+        mesh, remedy = layout.meshes[side], "Resample it."
+        if mesh == _FINE_MESH:
+            remedy = "That is the 59k mesh of HCP's 1.6 mm files; use the run's 2 mm file, without 1.6mm in its name."
+        raise DataError(
+            f"{path}: {LEFT_RIGHT[side]} has {mesh:,} mesh vertices, expected {MESH:,} (32k fs_LR). {remedy}"
+        )
     if len(columns_V) and columns_V.max() >= CORTEX:
         _require_standard_volume(header)
-    left_right = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
-    position_C = np.full(CORTEX, -1, dtype=np.int64)
-    for side, name in enumerate(left_right):
-        mesh = int(axis.nvertices.get(name, 0))
-        if mesh != 32_492:
-            raise DataError(f"{path}: {name} has {mesh:,} mesh vertices, expected 32,492 (32k fs_LR). Resample it.")
-        here = np.flatnonzero(np.asarray(axis.name) == name)
-        column_of_vertex = np.full(mesh, -1, dtype=np.int64)
-        column_of_vertex[np.asarray(axis.vertex)[here]] = here
-        part = slice(0, table.left) if side == 0 else slice(table.left, CORTEX)
-        position_C[part] = column_of_vertex[table.vertex_C[part]]
-    places_G = np.concatenate([position_C, np.arange(CORTEX, GRAYORDINATES)])
-    places_V = places_G[columns_V]
+    places_V = np.concatenate([layout.place_C, np.arange(CORTEX, GRAYORDINATES)])[columns_V]
     if (missing := int((places_V < 0).sum())) > 0:
         raise DataError(
             f"{path}: {missing:,} of the {len(columns_V):,} grayordinates asked for are not in this file "
@@ -107,35 +78,49 @@ def locate(header: DenseHeader, columns_V: np.ndarray) -> np.ndarray:
 
 def _require_standard_volume(header: DenseHeader) -> None:
     """Subcortical grayordinates are only comparable on HCP's own 2 mm grid of 91,282."""
-    sizes = [len(np.arange(header.grayordinates)[part]) for _, part, _ in header.axis.iter_structures()]
-    structure_G = parcellation().structure_G
-    edges = np.flatnonzero(np.diff(structure_G)) + 1
+    edges = np.flatnonzero(np.diff(parcellation().structure_G)) + 1
     expected = np.diff(np.concatenate([[0], edges, [GRAYORDINATES]])).tolist()
-    if sizes != expected:
+    if list(header.layout.sizes) != expected:
         raise DataError(
-            f"{header.path}: {header.grayordinates:,} grayordinates in {len(sizes)} structures, expected HCP's "
-            f"{GRAYORDINATES:,} in {len(expected)}. Its subcortex lies on another grid: use roi 'cortex' or areas."
+            f"{header.path}: {header.grayordinates:,} grayordinates in {len(header.layout.sizes)} structures, expected "
+            f"HCP's {GRAYORDINATES:,} in {len(expected)}. Its subcortex is on another grid: use roi 'cortex' or areas."
         )
 
 
+def read_blocks(header: DenseHeader, places_V: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read chosen grayordinates in the file's order, about 0.5 MB at a time, one positioned read per contiguous run.
+
+    Yields:
+        Positions within ``places_V``, int64 (n,), and their series as stored, unscaled: (n, T) of ``header.dtype``.
+
+    Raises:
+        DataError: the file became shorter.
+    """
+    ascending = np.argsort(places_V, kind="stable")
+    sorted_V, width = places_V[ascending], header.frames * header.dtype.itemsize
+    most = max(1, _BLOCK_BYTES // max(1, width))
+    with open(header.path, "rb", buffering=0) as handle:
+        for first in range(0, len(sorted_V), most):
+            here_n = sorted_V[first : first + most]
+            block_nT = np.empty((len(here_n), header.frames), dtype=header.dtype)
+            bytes_nB = block_nT.view(np.uint8)
+            starts = np.flatnonzero(np.diff(here_n, prepend=-2) != 1)
+            for start, stop in zip(starts, [*starts[1:], len(here_n)]):
+                target = memoryview(bytes_nB[start:stop]).cast("B")
+                found = _read_fully(handle.fileno(), target, header.offset + int(here_n[start]) * width)
+                if found != len(target):
+                    raise DataError(f"{header.path}: became shorter while it was read. Is it still being copied?")
+            yield ascending[first : first + most], block_nT
+
+
 def read_columns(header: DenseHeader, places_V: np.ndarray) -> np.ndarray:
-    """Read chosen grayordinates, one positioned read per contiguous run: float32 (T, V), in the order of ``places_V``.
+    """Read chosen grayordinates: float32 (T, V), in the order of ``places_V``, scaled as the header says.
 
     Values that are not finite are kept; ``voxels.zscore_run`` turns such grayordinates into zeros and reports them.
     """
-    ascending = np.argsort(places_V, kind="stable")
-    sorted_V = places_V[ascending]
-    starts = np.flatnonzero(np.diff(sorted_V, prepend=-2) != 1)
-    series_VT = np.empty((len(places_V), header.frames), dtype=header.dtype)
-    width = header.frames * header.dtype.itemsize
-    with open(header.path, "rb") as handle:
-        for start, stop in zip(starts, [*starts[1:], len(sorted_V)]):
-            target = memoryview(series_VT[start:stop]).cast("B")
-            found = _read_fully(handle.fileno(), target, header.offset + int(sorted_V[start]) * width)
-            if found != len(target):
-                raise DataError(f"{header.path}: became shorter while it was read. Is it still being copied?")
     frames_TV = np.empty((header.frames, len(places_V)), dtype=np.float32)
-    frames_TV[:, ascending] = series_VT.T
+    for positions, block_nT in read_blocks(header, places_V):
+        frames_TV[:, positions] = block_nT.T
     if (header.slope, header.inter) != (1.0, 0.0):
         frames_TV = frames_TV * np.float32(header.slope) + np.float32(header.inter)
     return frames_TV
@@ -193,12 +178,3 @@ def _load(path: Path) -> Any:
         return nib.load(path)
     except (*_GARBAGE, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as problem:
         raise DataError(f"{path}: not a readable NIfTI or CIFTI file ({problem}). Download the file again.") from None
-
-
-def _check_length(header: DenseHeader) -> None:
-    expected = header.offset + header.frames * header.grayordinates * header.dtype.itemsize
-    found = header.path.stat().st_size
-    if header.path.suffix == ".gz":
-        raise DataError(f"{header.path}: compressed, so a ROI cannot be read from it directly. Run gunzip on it first.")
-    if found < expected:
-        raise DataError(f"{header.path}: cut short: {found:,} bytes found, {expected:,} expected. Download it again.")

@@ -1,56 +1,74 @@
-"""Read a packed folder: sample ids by split and subject, signals by mapped rows, pictures decoded once."""
+"""Read a packed folder: sample ids by split and subject, signals gathered from blocks, pictures decoded once."""
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.files import sha256
-from cadiff.shards.manifest import read_index, read_manifest, shard_names
-from cadiff.shards.pictures import decode_square
+from cadiff.shards.checks import BlockChecks
+from cadiff.shards.encoding import ITEM_BYTES, crc32c
+from cadiff.shards.home import CACHE_BYTES, Home
+from cadiff.shards.leaks import find_leak
+from cadiff.shards.picture_store import PictureStore
 from cadiff.shards.record import SPLITS
-from cadiff.shards.voxels import Stats, to_single
-
-PICTURE_CACHE_BYTES = 4 * 1024**3  # a larger set of decoded pictures is decoded anew each time
+from cadiff.shards.store import Store
+from cadiff.shards.voxels import Stats
 
 
 class Dataset:
-    """One packed folder. Opening reads the manifest and the index only; shards are mapped when first used.
+    """One packed folder or URL. Opening reads the manifest and the index only; shards are read when first used.
 
     Attributes:
-        kind: "hcp", "god", "bold5000", "table" or "images".
+        kind: "hcp", "god", "bold5000", "things", "nsd", "table", "images" or "merged".
         hash: sha256 of manifest.json, the version of the data.
-        subjects, runs, stimuli, classes: names, in the order of the table's numbers.
+        subjects, runs, sessions, stimuli, classes: names, in the order of the table's numbers.
         voxels: the widest subject's voxel count, 0 for pictures alone.
         voxel_counts: int64, one entry per subject.
-        table: columns ``subject run stimulus label split repeat``, one int32 entry per sample; -1 means none, splits
-            are 0 train, 1 val, 2 test, and repeat is -1 for a mean over repeats.
+        table: columns ``subject run session stimulus label split repeat start frames``, one int32 entry per sample;
+            -1 means none, splits are 0 train, 1 val, 2 test, repeat is -1 for a mean over repeats, and ``start`` and
+            ``frames`` are the window of TRs within the run.
+        block_of: int64, the block of each sample; ``blocks`` is the table of them (shard, offset, rows, first, …).
         rois: subject (or "*") -> region -> columns of the signals.
+        checks: which blocks have been found sound.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        manifest = read_manifest(self.folder)
-        self._index = read_index(self.folder, manifest)
+    def __init__(self, folder: str | Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+        """Raises: DataError: not a packed folder, damaged, of another version, or with a split that leaks."""
+        self.home = Home(folder, cap_bytes=cache_bytes)
+        self.folder = Path(folder) if self.home.folder == Path(folder) else folder
+        manifest = self.home.manifest
+        self._index = self.home.index()
+        if leak := find_leak(self._index, manifest):
+            raise DataError(f"{folder}/index.npz: {leak}; no score on such a split means anything. Pack again.")
         self.manifest = manifest.model_dump()
-        self.kind, self.hash = manifest.kind, sha256(self.folder / "manifest.json")
+        self.kind, self.hash = manifest.kind, sha256(self.home.manifest_path)
         self.subjects = [subject.name for subject in manifest.subjects]
-        self.runs, self.stimuli, self.classes = manifest.runs, manifest.stimuli, manifest.classes
+        self.runs, self.sessions = manifest.runs, manifest.sessions
+        self.stimuli, self.classes = manifest.stimuli, manifest.classes
         self.voxel_counts = np.array([subject.voxels for subject in manifest.subjects], dtype=np.int64)
         self.voxels = int(self.voxel_counts.max(initial=0))
         self.table = SimpleNamespace(**self._index.sample)
         self.rois: dict[str, dict[str, np.ndarray]] = {}
-        for roi in manifest.rois:
-            self.rois.setdefault(roi.subject, {})[roi.name] = self._extra(roi.array)
-        self._shards = shard_names(manifest)
-        self._maps: dict[int, np.ndarray] = {}
-        self._pictures: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for entry in manifest.arrays:
+            if entry.role == "roi":
+                self.rois.setdefault(entry.subject, {})[entry.name] = self._index.extra[entry.array]
+        self.blocks = self._index.block
+        self.block_of = np.repeat(np.arange(len(self.blocks["rows"])), self.blocks["rows"])
+        subject_of_block = self.table.subject[self.blocks["first"]] if len(self.block_of) else self.blocks["first"]
+        item = ITEM_BYTES[manifest.dtype]
+        lengths = self.blocks["rows"] * (self.voxel_counts[subject_of_block] if len(self.block_of) else 0) * item
+        self.checks = BlockChecks(self.home, self.blocks, lengths, "block")
+        self.store = Store(self.home, manifest.dtype, self.blocks, self.checks) if self.voxels else None
+        self._one_width = len(np.unique(self.voxel_counts)) == 1
+        self.pictures = PictureStore(self.home, self._index.image, self.stimuli)
 
     def __len__(self) -> int:
         return len(self.table.split)
@@ -72,42 +90,56 @@ class Dataset:
             chosen &= np.isin(self.table.subject, [self.subjects.index(name) for name in names])
         return np.flatnonzero(chosen)
 
-    def signals(self, ids: np.ndarray, width: int) -> np.ndarray:
-        """z-scored signals, wrap-padded from each subject's own voxel count to ``width``: float32 (n, width).
+    def signals(self, ids: np.ndarray, width: int, pad: str = "wrap") -> np.ndarray:
+        """z-scored signals, padded from each subject's own voxel count to ``width``: float32 (n, width).
 
         Raises:
             ConfigError: the set has no signals, or a subject is wider than ``width`` (signals are never cut).
+            DataError: a block's bytes are not as packed.
         """
         ids = self._checked(ids, len(self), "sample")
-        if self.voxels == 0:
+        out_NW = torch.empty(len(ids), width, device=self.store.device if self.store else None)
+        self.read_signals(ids, out_NW, pad)
+        return out_NW.cpu().numpy()
+
+    def read_signals(self, ids: np.ndarray, out_NW: Tensor, pad: str = "wrap", *, check_rows: bool = False) -> None:
+        """As ``signals``, into a float32 buffer on the device where the rows are.
+
+        Args:
+            pad: "wrap" repeats the signal's own beginning, "zero" fills with zeros.
+            check_rows: compare every row's own checksum on every read, not only each block's on the first.
+        """
+        if self.store is None:
             raise ConfigError(f"{self.folder}: holds pictures only, no fMRI. Name a set packed from recordings.")
-        block = self._index.block
-        block_n = np.searchsorted(block["first"], ids, side="right") - 1
-        voxels_n = self.voxel_counts[self.table.subject[ids]]
-        if len(ids) and voxels_n.max() > width:
+        width = out_NW.shape[1]
+        if self.voxels > width:
+            self._refuse_width(ids, width)
+        if self.store.device.type == "cpu" and not self.checks.all_sound:
+            self.checks.require(self.block_of[ids])
+        if check_rows:
+            self._check_rows(ids)
+        if self._one_width:
+            self.store.gather(ids, self.voxels, out_NW, pad)
+            return
+        voxels_N = self.voxel_counts[self.table.subject[ids]]
+        for voxels in np.unique(voxels_N).tolist():
+            rows = np.flatnonzero(voxels_N == voxels)
+            part_NW = torch.empty(len(rows), width, device=out_NW.device)
+            self.store.gather(ids[rows], voxels, part_NW, pad)
+            out_NW[torch.from_numpy(rows).to(out_NW.device)] = part_NW
+
+    def _refuse_width(self, ids: np.ndarray, width: int) -> None:
+        widest = int(self.voxel_counts[self.table.subject[ids]].max(initial=0))
+        if widest > width:
             raise ConfigError(
-                f"{self.folder}: signals of {voxels_n.max():,} voxels do not fit a width of {width:,}. "
+                f"{self.folder}: signals of {widest:,} voxels do not fit a width of {width:,}. "
                 f"Use a width of at least {self.voxels:,}."
             )
-        start_n = (block["offset"][block_n] + (ids - block["first"][block_n]) * voxels_n * 2) // 2
-        shard_n = block["shard"][block_n]
-        signals_NW = np.empty((len(ids), width), dtype=np.float32)
-        for voxels in np.unique(voxels_n).tolist():
-            rows = np.flatnonzero(voxels_n == voxels)
-            rows_NV = self._gather(shard_n[rows].tolist(), start_n[rows].tolist(), voxels)
-            if len(rows) == len(ids):
-                to_single(rows_NV, signals_NW[:, :voxels])
-            else:
-                signals_NW[rows, :voxels] = to_single(rows_NV, np.empty(rows_NV.shape, np.float32))
-            padding = np.arange(voxels, width)
-            signals_NW[rows[:, None], padding] = signals_NW[rows[:, None], padding % voxels]
-        return signals_NW
 
-    def _gather(self, shards: list[int], starts: list[int], voxels: int) -> np.ndarray:
-        rows_NV = np.empty((len(starts), voxels), dtype=np.float16)
-        for row, (shard, start) in enumerate(zip(shards, starts)):
-            rows_NV[row] = self._values(shard)[start : start + voxels]
-        return rows_NV
+    def _check_rows(self, ids: np.ndarray) -> None:
+        for sample, row_V in zip(ids.tolist(), self.store.raw(ids)):
+            if crc32c(row_V) != self.table.crc32c[sample]:
+                raise DataError(self.checks.describe(int(self.block_of[sample])))
 
     def images(self, stimuli: np.ndarray, size: int) -> np.ndarray:
         """Pictures of these stimulus indices: the centre square, resized once and kept: uint8 (n, 3, size, size).
@@ -116,63 +148,48 @@ class Dataset:
             DataError: a stimulus without a picture, or one that does not decode.
         """
         stimuli = self._checked(stimuli, len(self.stimuli), "stimulus")
-        if not self.has_picture[stimuli].all():
-            name = self.stimuli[stimuli[~self.has_picture[stimuli]][0]]
-            raise DataError(f"{self.folder}: stimulus {name} has no picture. Pack again with the folder of pictures.")
-        if len(self.stimuli) * 3 * size * size > PICTURE_CACHE_BYTES:
-            return np.stack([self._decode(i, size) for i in stimuli.tolist()])
-        if size not in self._pictures:
-            # Memory is touched, and so taken, only as pictures are decoded.
-            cache = np.empty((len(self.stimuli), 3, size, size), dtype=np.uint8)
-            self._pictures[size] = cache, np.zeros(len(self.stimuli), dtype=bool)
-        cache, ready = self._pictures[size]
-        for i in np.unique(stimuli[~ready[stimuli]]).tolist():
-            cache[i] = self._decode(i, size)
-            ready[i] = True
-        return cache[stimuli]
+        out_NSS3 = np.empty((len(stimuli), size, size, 3), dtype=np.uint8)
+        self.pictures.read(stimuli, out_NSS3)
+        return np.ascontiguousarray(out_NSS3.transpose(0, 3, 1, 2))
 
     @property
     def has_picture(self) -> np.ndarray:
         """bool, one entry per stimulus."""
-        return self._index.image["shard"] >= 0
+        return self.pictures.has
+
+    def array(self, subject: str, role: str, name: str = "") -> np.ndarray | None:
+        """An array kept with the set, such as ("sbj_1", "ids"); what belongs to all subjects is found for each."""
+        for entry in self.manifest["arrays"]:
+            if entry["subject"] in (subject, "*") and (entry["role"], entry["name"]) == (role, name):
+                return self._index.extra[entry["array"]]
+        return None
 
     def stats(self, subject: str) -> Stats | None:
         """The statistics this subject's signals were z-scored with, if the packer used one set per subject."""
-        number = self.subjects.index(subject)
-        if f"mean_{number:05d}" not in self._index.extra:
+        mean, std = self.array(subject, "mean"), self.array(subject, "std")
+        if mean is None or std is None:
             return None
-        mean, std = self._extra(f"mean_{number:05d}"), self._extra(f"std_{number:05d}")
         return Stats(mean, std, np.flatnonzero((mean == 0) & (std == 1)))
 
-    def _extra(self, name: str) -> np.ndarray:
-        if name not in self._index.extra:
-            raise DataError(f"{self.folder}/index.npz: array {name} is missing. Pack again.")
-        return self._index.extra[name]
+    def describe(self, sample: int) -> dict[str, Any]:
+        """Where a sample lies and what it is: its entry of the per-sample index, by name."""
+        row = {name: int(column[sample]) for name, column in self._index.sample.items()}
+        block = int(self.block_of[sample]) if self.voxels else -1
+        told: dict[str, Any] = {"sample": sample, "split": SPLITS[row["split"]]}
+        for column, names in zip(
+            ("subject", "session", "run", "stimulus", "label"),
+            (self.subjects, self.sessions, self.runs, self.stimuli, self.classes),
+        ):
+            told[column] = names[row[column]] if row[column] >= 0 else None
+        told |= {name: row[name] for name in ("repeat", "start", "frames", "crc32c")}
+        if block >= 0:
+            length = int(self.voxel_counts[row["subject"]]) * ITEM_BYTES[self.manifest["dtype"]]
+            offset = int(self.blocks["offset"][block]) + (sample - int(self.blocks["first"][block])) * length
+            told |= {"shard": self.home.shards[self.blocks["shard"][block]].path, "offset": offset, "bytes": length}
+        return told
 
     def _checked(self, numbers: np.ndarray, limit: int, what: str) -> np.ndarray:
         numbers = np.asarray(numbers, dtype=np.int64).reshape(-1)
         if len(numbers) and not (numbers.min() >= 0 and numbers.max() < limit):
             raise ConfigError(f"{self.folder}: {what} {numbers.min()}..{numbers.max()} is not within 0..{limit - 1}.")
         return numbers
-
-    def _decode(self, stimulus: int, size: int) -> np.ndarray:
-        image = self._index.image
-        shard, offset, length = (int(image[name][stimulus]) for name in ("shard", "offset", "bytes"))
-        with open(self.folder / self._shards[shard], "rb") as handle:
-            data = os.pread(handle.fileno(), length, offset)
-        return decode_square(data, size, f"{self.folder}: stimulus {self.stimuli[stimulus]}")
-
-    def _values(self, shard: int) -> np.ndarray:
-        """A whole shard seen as float16; blocks begin at even offsets."""
-        if shard not in self._maps:
-            with open(self.folder / self._shards[shard], "rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            if self._beyond_memory() and hasattr(mmap, "MADV_RANDOM"):
-                # Read-ahead would fetch 100 times what is asked for and push useful pages out.
-                mapped.madvise(mmap.MADV_RANDOM)
-            self._maps[shard] = np.frombuffer(mapped, dtype="<f2", count=len(mapped) // 2)
-        return self._maps[shard]
-
-    def _beyond_memory(self) -> bool:
-        total = sum(entry["bytes"] for entry in self.manifest["files"])
-        return total > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -7,7 +7,7 @@ Training statistics come from training rows alone; validation takes whole traini
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,13 @@ import numpy as np
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.arrays import npz_array, npz_rows, npz_shape, open_npz
-from cadiff.shards.god_stimuli import CLASS_INDEX, LABELS, Stimuli, read_stimuli
+from cadiff.shards.god_stimuli import CLASS_INDEX, LABELS, Stimuli, read_stimuli, require
+from cadiff.shards.legacy import legacy_stats, normalisation
 from cadiff.shards.pictures import encode_png, to_uint8
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import AVERAGED, Progress, make_records, silent
 from cadiff.shards.splits import held_out
-from cadiff.shards.voxels import STATS
+from cadiff.shards.voxels import STATS, Stats
 from cadiff.shards.writer import Pack
 
 IMAGES = "images_256.npz"
@@ -35,7 +36,8 @@ def pack_god(
     roi: str | list[str] = "VC",
     val_fraction: float = 0.1,
     split_seed: int = 0,
-    normalise: Literal["voxel", "scalar"] = "voxel",
+    normalise: Literal["voxel", "scalar"] | None = None,
+    legacy: bool = False,
     test: Literal["averaged", "averaged+trials"] = "averaged",
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -45,21 +47,24 @@ def pack_god(
         subjects: such as ["sbj_1", "sbj_3"]; None takes all that are there.
         roi: a region mask in the files, or several whose union is taken.
         val_fraction: part of the training stimuli held out, for all subjects alike.
-        normalise: "voxel" z-scores each voxel, "scalar" uses one mean and deviation per subject (the paper's code).
+        normalise: "voxel" z-scores each voxel, "scalar" uses one mean and deviation per subject; None is "voxel", or
+            "scalar" with ``legacy``.
+        legacy: compute mean and deviation as the paper's code does, over wrap-padded training rows.
         test: "averaged" has one sample per test picture with repeat -1; "+trials" adds every single trial.
 
     Raises:
-        ConfigError: no such files, subject or option. DataError: missing keys, or numbers that do not fit together.
+        ConfigError: files of the release that are missing, no such subject or option.
+        DataError: missing keys, or numbers that do not fit together.
     """
     folder = _find_folder(Path(root))
     available = sorted((path.stem for path in folder.glob("sbj_*.npz")), key=lambda name: (len(name), name))
     names = available if not subjects else [str(name) for name in subjects]
     if lost := [name for name in names if name not in available]:
         raise ConfigError(f"{folder}: no subject '{lost[0]}'; there are {', '.join(available)}.")
-    if normalise not in STATS or test not in ("averaged", "averaged+trials"):
-        raise ConfigError(
-            f"normalise='{normalise}', test='{test}': use voxel or scalar, and averaged or averaged+trials."
-        )
+    normalise = normalisation(normalise, legacy)
+    if test not in ("averaged", "averaged+trials"):
+        raise ConfigError(f"test = '{test}': use averaged or averaged+trials.")
+    require(folder, [IMAGES])
     stimuli = read_stimuli(folder)
     held = held_out(stimuli["train"].ids, val_fraction, split_seed)
     files = [IMAGES, CLASS_INDEX, *LABELS.values(), *(f"{name}.npz" for name in names)]
@@ -69,6 +74,7 @@ def pack_god(
         "val_fraction": val_fraction,
         "split_seed": split_seed,
         "normalise": normalise,
+        "legacy": legacy,
         "test": test,
     }
 
@@ -78,7 +84,7 @@ def pack_god(
             pack.declare("label", stimuli[half].labels)
         for name in names:
             subject = _Subject(folder / f"{name}.npz", name, roi)
-            _pack_subject(pack, subject, stimuli, held, normalise, test)
+            _pack_subject(pack, subject, stimuli, held, legacy_stats if legacy else STATS[normalise], test)
             pack.progress("packing subjects", names.index(name) + 1, len(names))
         for half in ("train", "test"):
             _pack_pictures(pack, folder / IMAGES, f"{half}_images", stimuli[half].ids)
@@ -133,7 +139,12 @@ class _Subject:
 
 
 def _pack_subject(
-    pack: Pack, subject: _Subject, stimuli: dict[str, Stimuli], held: set[str], normalise: str, test: str
+    pack: Pack,
+    subject: _Subject,
+    stimuli: dict[str, Stimuli],
+    held: set[str],
+    measure: Callable[[np.ndarray], Stats],
+    test: str,
 ) -> None:
     train_ids, train_labels = _by_number(stimuli["train"], subject.picture_of_row, subject.path, "arr_3")
     if len(subject.average) != len(stimuli["test"].ids):
@@ -149,7 +160,7 @@ def _pack_subject(
     if not finite_V.all():
         pack.notes.setdefault("voxels_not_finite", {})[subject.name] = int((~finite_V).sum())
         tables = {run: np.where(finite_V, rows, np.float32(0)) for run, rows in tables.items()}
-    stats = STATS[normalise](tables["training"][np.array(split) == "train"])
+    stats = measure(tables["training"][np.array(split) == "train"])
     scaled = {run: stats.apply(rows) for run, rows in tables.items()}
 
     def add(run: str, *columns: Any) -> None:

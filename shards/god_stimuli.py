@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from cadiff.errors import DataError
+from cadiff.errors import ConfigError, DataError
 from cadiff.files import read_json
 
 CLASS_INDEX = "imagenet_class_index.json"
@@ -25,8 +25,9 @@ def read_stimuli(folder: Path) -> dict[str, Stimuli]:
     """Read both halves, "train" and "test".
 
     Raises:
-        DataError: a missing or damaged file, a category without a class, or a stimulus listed twice.
+        ConfigError: a missing file. DataError: a damaged one, a category without a class, or a stimulus listed twice.
     """
+    require(folder, [CLASS_INDEX, *LABELS.values()])
     names = _class_names(folder / CLASS_INDEX)
     halves = {}
     for half, file in LABELS.items():
@@ -43,13 +44,21 @@ def read_stimuli(folder: Path) -> dict[str, Stimuli]:
     return halves
 
 
+def require(folder: Path, files: list[str]) -> None:
+    """Check that files of the release are there.
+
+    Raises:
+        ConfigError: naming all that are not.
+    """
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise ConfigError(f"{folder}: no {', no '.join(missing)}. Complete the folder with GOD's npz files.")
+
+
 def _read_ids(path: Path) -> list[str]:
     """First field of each line, as text: read as a number, 1621127.019020 would lose its last digit."""
     try:
         with open(path, newline="", encoding="utf-8") as handle:
             fields = [line[0].strip() for line in csv.reader(handle) if line]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise DataError(f"{path}: not a readable CSV file ({problem}).") from None
     ids = []

@@ -6,42 +6,31 @@ with a scalar mean and deviation per subject. Shapes: T frames, V grayordinates 
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cadiff.errors import ConfigError, DataError
-from cadiff.shards.cifti import locate, read_columns, read_header
-from cadiff.shards.mmp import area_columns, roi_columns
+from cadiff.errors import ConfigError
+from cadiff.shards.encoding import ITEM_BYTES
+from cadiff.shards.hcp_runs import Run, find_runs
+from cadiff.shards.hcp_split import Sides, decide, read_families, read_split, read_subjects
+from cadiff.shards.hcp_subject import Recipe, fingerprint_run, pack_subjects
+from cadiff.shards.legacy import PATCH
+from cadiff.shards.mmp import GRAYORDINATES, VISUAL, area_columns, roi_columns
+from cadiff.shards.parallel import cores
 from cadiff.shards.protocol import pack_folder
-from cadiff.shards.record import Progress, make_records, silent
-from cadiff.shards.splits import held_out, held_tail
-from cadiff.shards.voxels import PAPER_WINDOW, scalar_stats, window_average, zscore_run
+from cadiff.shards.record import Progress, safe_key, silent
+from cadiff.shards.voxels import PAPER_WINDOW
 from cadiff.shards.writer import Pack
-from cadiff.shards.zarr_store import ScanWriter
 
-log = logging.getLogger(__name__)
-
-SUFFIX = ".dtseries.nii"
-# When a run comes in several versions, the first of these that is there is taken.
-PREFERRED = ("_Atlas_MSMAll_hp2000_clean", "_Atlas_MSMAll_hp0_clean", "_Atlas_hp2000_clean", "_Atlas_MSMAll", "_Atlas")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One acquisition: whose, which, and its file by full path and by name relative to the user's folder."""
-
-    subject: str
-    run: str
-    path: Path
-    name: str
+# What the paper's code does: one resting run of each subject, areas one after the other, windows that use all frames.
+PAPER = {"runs": "rfMRI_REST1_LR", "version": "_Atlas_MSMAll_hp2000_clean", "roi": "VC", "window": PAPER_WINDOW}
+_PART_BYTES, _LEAST_BYTES, _PARTS = 256 * 10**6, 16 * 10**6, 32  # packed size of a part, and how many there should be
+_MANY_BYTES = 10**9  # of chosen grayordinates in the sources: below it, starting processes takes longer than it saves
 
 
 def pack_hcp(
@@ -50,149 +39,152 @@ def pack_hcp(
     *,
     roi: str | list[str] = "VC",
     window: int = PAPER_WINDOW,
-    subjects: Sequence[str] | None = None,
+    subjects: Sequence[str] | str | Path | None = None,
     runs: str | Sequence[str] | None = None,
+    version: str | None = None,
+    preset: str | None = None,
     val_fraction: float = 0.05,
     split_seed: int = 0,
+    families: str | Path | None = None,
+    split: str | Path | None = None,
+    dtype: str = "float16",
+    scans: bool = True,
     skip_bad: bool = False,
+    workers: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Pack runs of dense time series. Memory: one subject's windows and one run's frames.
+    """Pack runs of dense time series. Memory: one run's frames for each worker.
 
     Args:
         root: an HCP release (<subject>/MNINonLinear/Results/<run>/), a flat folder, or one .dtseries.nii.
         roi: "VC" (V1 to V4, 4,183 grayordinates), "cortex", "all", or MMP area names.
         window: frames averaged into one sample; frames left at a run's end are dropped.
+        subjects: names, or a text file of them; None takes all.
         runs: patterns such as "rfMRI_REST*"; None takes all.
-        val_fraction: part of the subjects held out; with one subject, the last part of each run.
-        skip_bad: leave out damaged and too short runs and report them, instead of stopping.
+        version: which version of each run, a pattern such as "_Atlas_MSMAll"; None takes the cleanest.
+        preset: "paper" does what the paper's code does (docs/data.md), with its own runs, version, roi and window.
+        val_fraction: part of the families held out; with one subject, the last part of each run.
+        families: CSV of relatives, such as HCP's restricted table; a family lies on one side of the split.
+        split: CSV with the columns subject and split, instead of val_fraction.
+        dtype: storage type of the signals: float16, float32, int16 or int8.
+        scans: also keep every z-scored frame in scans.zarr.
+        skip_bad: leave out damaged and too short runs, and subjects without runs, and report them.
+        workers: processes; None takes every core if the chosen grayordinates of all runs exceed 1 GB (50 resting runs
+            of V1 to V4). The result is the same.
 
     Raises:
-        ConfigError: no runs found, an unknown subject or area.
+        ConfigError: no runs found, an unknown subject, area or preset, or a split that divides a family.
         DataError: a run that cannot be used, named.
     """
-    found = find_runs(Path(root), subjects, runs)
-    columns_V = roi_columns(roi)
+    if preset is not None:
+        if preset != "paper":
+            raise ConfigError(f"preset '{preset}': the only one is paper.")
+        if (runs, version, roi, window) != (None, None, "VC", PAPER_WINDOW):
+            raise ConfigError("preset paper chooses runs, version, roi and window itself. Leave those options out.")
+        runs, version, roi, window = (PAPER[name] for name in ("runs", "version", "roi", "window"))
     if window < 1:
         raise ConfigError(f"window = {window}: a window has at least 1 frame.")
-    names = sorted({run.subject for run in found})
-    held = held_out(names, val_fraction, split_seed)
+    names = read_subjects(subjects) if isinstance(subjects, str | Path) else subjects
+    study = find_runs(Path(root), names, runs, version, skip_absent=skip_bad)
+    kin, given = (read_families(families) if families else None), (read_split(split) if split else None)
+    sides = decide((run.subject for run in study.runs), val_fraction, split_seed, kin, given)
+    if scans:
+        _refuse_alike(study.runs)
+    columns_V = np.concatenate([roi_columns(area) for area in VISUAL]) if preset else roi_columns(roi)
+    tables = {f"table:{Path(path).name}": Path(path) for path in (families, split) if path}
+    recipe = Recipe(
+        columns_V=columns_V,
+        window=window,
+        windows="spread" if preset else "whole",
+        legacy_pad=preset is not None,
+        sides=sides,
+        tables=tuple(tables),
+        scans=scans,
+        skip_bad=skip_bad,
+    )
     options = {
         "roi": roi,
+        "order": "area" if preset else "grayordinate",
         "window": window,
-        "subjects": sorted(subjects) if subjects else None,
+        "windows": recipe.windows,
+        "patch": PATCH if preset else None,
+        "legacy_pad": recipe.legacy_pad,
+        "subjects": sorted(names) if names else None,
         "runs": runs if runs is None or isinstance(runs, str) else sorted(runs),
-        "val_fraction": val_fraction,
-        "split_seed": split_seed,
+        "version": version,
+        "preset": preset,
+        "val_fraction": None if given else val_fraction,
+        "split_seed": None if given else split_seed,
+        "scans": scans,
         "skip_bad": skip_bad,
     }
 
     def fill(pack: Pack) -> None:
-        scans = ScanWriter(pack.folder / "scans.zarr")
-        pack.rois("*", area_columns(roi, columns_V))
-        pack.extra("grayordinates", columns_V)
-        for name in names:
-            mine = [run for run in found if run.subject == name]
-            tail = val_fraction if len(names) == 1 else 0.0
-            _pack_subject(pack, scans, mine, columns_V, window, "val" if name in held else "train", tail, skip_bad)
-        pack.scans = scans.describe()
+        _describe(pack, roi, recipe, study.runs)
+        for what, why in study.dropped:
+            pack.drop(what, why)
 
-    return pack_folder(out, "hcp", options, {run.name: run.path for run in found}, fill, progress)
-
-
-def find_runs(root: Path, subjects: Sequence[str] | None, patterns: str | Sequence[str] | None) -> list[Run]:
-    """Find dense time series, one version of each run, sorted by subject and run.
-
-    Raises:
-        ConfigError: nothing found, or a subject without runs.
-    """
-    if root.is_file():
-        return [Run(*_name_parts(root.name), root, root.name)]
-    if not root.is_dir():
-        raise ConfigError(f"{root}: no such folder. Give the HCP release folder, a flat folder or one {SUFFIX} file.")
-    by_run: dict[tuple[str, str], list[Path]] = {}
-    for path in sorted([*root.glob(f"*/MNINonLinear/Results/*/*{SUFFIX}"), *root.glob(f"*{SUFFIX}")]):
-        nested = path.parent != root
-        parts = (path.relative_to(root).parts[0], path.parent.name) if nested else _name_parts(path.name)
-        if not nested or path.name.startswith(f"{parts[1]}_Atlas"):
-            by_run.setdefault(parts, []).append(path)
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns or ["*"])
-    runs = []
-    for (subject, run), paths in sorted(by_run.items()):
-        if any(fnmatchcase(run, pattern) for pattern in wanted) and (not subjects or subject in subjects):
-            path = min(paths, key=_preference)
-            runs.append(Run(subject, run, path, path.relative_to(root).as_posix()))
-    if not runs:
-        raise ConfigError(
-            f"{root}: no run matches. Expected <subject>/MNINonLinear/Results/<run>/<run>_Atlas*{SUFFIX} or "
-            f"<subject>_<run>_Atlas*{SUFFIX}; {len(by_run)} runs are there before choosing subjects and runs."
-        )
-    if lost := sorted(set(subjects or ()) - {run.subject for run in runs}):
-        raise ConfigError(f"{root}: no runs of subject {lost[0]}. Correct --subjects or the folder.")
-    return runs
-
-
-def _name_parts(name: str) -> tuple[str, str]:
-    """Subject and run of a flat file name: 100307_rfMRI_REST1_LR_Atlas_….dtseries.nii, sub-MSC01_….dtseries.nii."""
-    stem = re.sub(r"_Atlas.*", "", name.removesuffix(SUFFIX))
-    subject, _, run = stem.partition("_")
-    return subject, run or "run"
-
-
-def _preference(path: Path) -> tuple[int, str]:
-    for place, version in enumerate(PREFERRED):
-        if path.name.removesuffix(SUFFIX).endswith(version):
-            return place, path.name
-    return len(PREFERRED), path.name
-
-
-def _pack_subject(
-    pack: Pack,
-    scans: ScanWriter,
-    runs: list[Run],
-    columns_V: np.ndarray,
-    window: int,
-    split: str,
-    tail: float,
-    skip_bad: bool,
-) -> None:
-    windows: dict[str, np.ndarray] = {}
-    for run in runs:
-        try:
-            windows[run.run] = _read_windows(pack, scans, run, columns_V, window)
-        except DataError as problem:
-            if not skip_bad:
-                raise
-            log.warning("left out: %s", problem)
-            pack.drop(run.name, str(problem).replace(str(run.path), run.path.name))
-        pack.progress("packing runs", scans.count + len(pack.dropped), pack.source_count)
-    if not windows:
-        return
-    late = {run: held_tail(len(values_NV), tail) for run, values_NV in windows.items()}
-    stats = scalar_stats(
-        np.concatenate([values_NV[: len(values_NV) - late[run]] for run, values_NV in windows.items()])
+    large = sum(run.bytes for run in study.runs) * len(columns_V) / GRAYORDINATES > _MANY_BYTES
+    return pack_folder(
+        out,
+        "hcp",
+        options,
+        {run.name: run.path for run in study.runs} | tables,
+        fill,
+        progress,
+        dtype=dtype,
+        units=[bind(pack_subjects, recipe, part) for part in group_runs(study.runs, len(columns_V), window, dtype)],
+        workers=workers or (cores() if large else 1),
+        fingerprints=bind(fingerprint_run, columns_V),
     )
-    for run, values_NV in windows.items():
-        splits = [split] * (len(values_NV) - late[run]) + ["val"] * late[run]
-        pack.add(make_records(runs[0].subject, run, stats.apply(values_NV), splits))
-    pack.stats(runs[0].subject, stats)
 
 
-def _read_windows(pack: Pack, scans: ScanWriter, run: Run, columns_V: np.ndarray, window: int) -> np.ndarray:
-    digest = pack.source(run.name)
-    header = read_header(run.path)
-    if header.frames < window:
-        raise DataError(
-            f"{run.path}: {header.frames} frames, fewer than one window of {window}. "
-            "Use a smaller window, leave the run out with --runs, or skip bad runs."
-        )
-    frames_TV, flat = zscore_run(read_columns(header, locate(header, columns_V)))
-    if len(flat) == len(columns_V):
-        raise DataError(f"{run.path}: no grayordinate of the ROI varies over time. Is this a finished time series?")
-    if len(flat):
-        pack.notes.setdefault("flat_grayordinates", {})[f"{run.subject}/{run.run}"] = len(flat)
-    columns_hash = hashlib.sha256(columns_V.astype("<i8").tobytes()).hexdigest()
-    told = {"tr_s": header.tr_s, "source": run.name, "source_sha256": digest, "columns_sha256": columns_hash}
-    scans.add(run.subject, run.run, frames_TV, told)
-    pack.notes.setdefault("tr_s", {})[f"{run.subject}/{run.run}"] = header.tr_s
-    return window_average(frames_TV, window)
+def _refuse_alike(runs: list[Run]) -> None:
+    """The archive's names have letters, digits, _ and - only; different runs must not become one."""
+    first: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for run in runs:
+        for name in ((run.subject,), (run.subject, run.run)):
+            other = first.setdefault(tuple(map(safe_key, name)), name)
+            if other != name:
+                raise ConfigError(
+                    f"{'/'.join(other)} and {'/'.join(name)} would have one name in scans.zarr. Rename one, or use "
+                    "--no-scans."
+                )
+
+
+def _describe(pack: Pack, roi: str | list[str], recipe: Recipe, runs: list[Run]) -> None:
+    """What concerns the whole set: where the columns lie in the brain, who is related, which versions were there."""
+    sides: Sides = recipe.sides
+    pack.split_by = "tail" if sides.tail else "subject"
+    pack.families |= sides.families
+    pack.rois("*", area_columns(roi, recipe.columns_V))
+    pack.space("*", recipe.columns_V)
+    pack.notes["versions"] = dict(sorted(Counter(run.version for run in runs).items()))
+    pack.notes["source_sha256"] = "of the bytes before the values, and of the chosen grayordinates in the file's order"
+    if sides.families:
+        pack.notes["families"] = {
+            "families": len(set(sides.families.values())),
+            "subjects": len(sides.families),
+            "subjects_not_in_the_table": len(sides.split_of) - len(sides.families),
+        }
+
+
+def group_runs(runs: list[Run], voxels: int, window: int, dtype: str) -> list[list[Run]]:
+    """Whole subjects, in order, in 32 parts of 16 to 256 MB packed, or as many as that takes.
+
+    It goes by the files' sizes alone, so that a pack that goes on after an interruption finds the same parts.
+    """
+    by_subject: dict[str, list[Run]] = {}
+    for run in runs:
+        by_subject.setdefault(run.subject, []).append(run)
+    packed = voxels / GRAYORDINATES / window * ITEM_BYTES.get(dtype, 4) / 4  # bytes out of one byte in
+    target = min(_PART_BYTES, max(_LEAST_BYTES, packed * sum(run.bytes for run in runs) / _PARTS))
+    parts: list[list[Run]] = []
+    size = target
+    for mine in by_subject.values():
+        if size >= target:
+            parts.append([])
+            size = 0.0
+        parts[-1] += mine
+        size += packed * sum(run.bytes for run in mine)
+    return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,19 @@ from cadiff.shards.record import SPLITS, Progress, make_records, silent
 from cadiff.shards.splits import held_out
 from cadiff.shards.writer import Pack
 
-log = logging.getLogger(__name__)
-
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+LABELS = "labels.csv"
 LABEL_COLUMNS = ("class_name", "label", "class", "wnid")  # the first that labels.csv has
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of the pictures, by id: class (None: none) and, where given, split; and the file that says so."""
+
+    label: dict[str, str | None] = field(default_factory=dict)
+    split: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+    others: int = 0  # lines of a file beside the folder that name other pictures
 
 
 def pack_images(
@@ -34,8 +43,9 @@ def pack_images(
 ) -> dict[str, Any]:
     """Pack all .jpg, .jpeg and .png files below ``folder``.
 
-    Labels come from ``labels.csv`` in the folder (column ``file``, a label column, optionally ``split``), else from
-    the first sub-folder's name, else there are none. A stimulus's id is its path below the folder.
+    Labels come from ``labels.csv`` in the folder (column ``file``, a label column, optionally ``split``), or from one
+    beside the folder if it names pictures of it, else from the first sub-folder's name, else there are none. A
+    stimulus's id is its path below the folder.
 
     Args:
         val_fraction: part of the pictures held out, by a hash of their ids; not used where labels.csv has ``split``.
@@ -43,24 +53,28 @@ def pack_images(
         skip_bad: leave out undecodable files and report them, instead of stopping.
 
     Raises:
-        ConfigError: no pictures. DataError: an undecodable picture, or labels.csv naming a missing file.
+        ConfigError: no such folder, no pictures, or pictures of the same content in two splits.
+        DataError: an undecodable picture, or labels.csv naming a missing file.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder. Give a folder of pictures.")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not files:
         raise ConfigError(f"{folder}: no {', '.join(EXTENSIONS)} files here. Give a folder of pictures.")
     if max_side < 16:
         raise ConfigError(f"max_side = {max_side}: at least 16 pixels.")
     names = {path.relative_to(folder).as_posix(): path for path in files}
-    labels, splits = _read_labels(folder / "labels.csv", names)
+    known = _find_labels(folder, names)
     held = held_out(names, val_fraction, split_seed)
     options = {"val_fraction": val_fraction, "split_seed": split_seed, "max_side": max_side, "skip_bad": skip_bad}
-    sources = dict(names)
-    if (folder / "labels.csv").is_file():
-        sources["labels.csv"] = folder / "labels.csv"
+    sources = names | ({LABELS: known.path} if known.path else {})
 
     def fill(pack: Pack) -> None:
-        pack.declare("label", sorted({label for label in labels.values() if label}))
+        pack.declare("label", sorted({label for label in known.label.values() if label}))
+        if known.others:
+            pack.notes["label_lines_of_other_pictures"] = known.others
+        first: dict[str, tuple[str, str]] = {}
         for done, (name, path) in enumerate(names.items()):
             pack.progress("packing pictures", done, len(names))
             try:
@@ -68,38 +82,82 @@ def pack_images(
             except DataError as problem:
                 if not skip_bad:
                     raise
-                log.warning("left out: %s", problem)
                 pack.drop(name, str(problem).replace(str(path), path.name))
                 continue
-            split = splits.get(name) or ("val" if name in held else "train")
-            pack.add(make_records("", "", np.empty((1, 0), np.float32), split, [name], [labels.get(name)]))
+            split = known.split.get(name) or ("val" if name in held else "train")
+            _compare_content(pack, first, name, split)
+            pack.add(make_records("", "", np.empty((1, 0), np.float32), split, [name], [known.label.get(name)]))
             pack.picture(name, data, kind)
 
     return pack_folder(out, "images", options, sources, fill, progress)
 
 
-def _read_labels(path: Path, names: dict[str, Path]) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Label and, where given, split of each picture."""
-    if not path.is_file():
-        return {name: name.split("/")[0] if "/" in name else None for name in names}, {}
-    by_file = {file.name: name for name, file in names.items()} | {name: name for name in names}
-    labels: dict[str, str | None] = {}
-    splits: dict[str, str] = {}
+def _compare_content(pack: Pack, first: dict[str, tuple[str, str]], name: str, split: str) -> None:
+    """Note a picture that is there under another name, and refuse it in another split. ``first`` is by content."""
+    other, its_split = first.setdefault(pack.source(name), (name, split))
+    if its_split != split:
+        raise ConfigError(
+            f"{name} ({split}) and {other} ({its_split}) are the same picture, byte for byte: the test would show what "
+            f"was trained on. Remove one, or give both one split in {LABELS}."
+        )
+    if other != name:
+        pack.notes.setdefault("duplicates", {})[name] = other
+
+
+def _find_labels(folder: Path, names: dict[str, Path]) -> Labels:
+    """Read labels.csv in the folder, or beside it if that names pictures of the folder, or the sub-folders' names."""
+    of_file: dict[str, list[str]] = {}
+    for name, path in names.items():
+        of_file.setdefault(path.name, []).append(name)
+    ids = of_file | {name: [name] for name in names}
+    if (folder / LABELS).exists():
+        return _read_labels(folder / LABELS, ids)
+    here = folder.resolve()
+    ids |= {f"{here.name}/{name}": [name] for name in names}
+    if (path := here.parent / LABELS).is_file() and _mentions(path, ids):
+        return _read_labels(path, ids, beside=True)
+    return Labels({name: name.split("/")[0] if "/" in name else None for name in names})
+
+
+def _mentions(path: Path, ids: dict[str, list[str]]) -> bool:
+    """Whether a labels.csv outside the folder is about its pictures; it may be anything."""
     try:
-        with open(path, newline="", encoding="utf-8") as handle:
+        return any(row.get("file") in ids for row in _read_lines(path)[1])
+    except DataError:
+        return False
+
+
+def _read_labels(path: Path, ids: dict[str, list[str]], *, beside: bool = False) -> Labels:
+    """Class and, where given, split of each picture; a file beside the folder may name other pictures, too."""
+    columns, lines = _read_lines(path)
+    column = next((name for name in LABEL_COLUMNS if name in columns), None)
+    if column is None or "file" not in columns:
+        raise DataError(f"{path}: needs a column file and one of {', '.join(LABEL_COLUMNS)} in its first line.")
+    label: dict[str, str | None] = {}
+    split: dict[str, str] = {}
+    others = 0
+    for number, line in enumerate(lines, 2):
+        found = ids.get(line["file"] or "", [])
+        if not found and beside:
+            others += 1
+            continue
+        if len(found) != 1 or found[0] in label:
+            problem = ("no picture", "already a line for", "several pictures called")[min(len(found), 2)]
+            raise DataError(f"{path}, line {number}: {problem} '{line['file']}' in this folder. Correct the line.")
+        label[found[0]] = line[column] or None
+        if line.get("split"):
+            split[found[0]] = line["split"]
+    if wrong := sorted(set(split.values()) - set(SPLITS)):
+        raise DataError(f"{path}: split '{wrong[0]}'; a split is one of {', '.join(SPLITS)}.")
+    return Labels(label, split, path, others)
+
+
+def _read_lines(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise DataError(f"{path}: not a file. Remove it, or put the labels there.")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
-            column = next((c for c in LABEL_COLUMNS if c in (reader.fieldnames or ())), None)
-            if column is None or "file" not in reader.fieldnames:
-                raise DataError(f"{path}: needs a column file and one of {', '.join(LABEL_COLUMNS)} in its first line.")
-            for line, row in enumerate(reader, 2):
-                name = by_file.get(row["file"] or "")
-                if name is None:
-                    raise DataError(f"{path}, line {line}: no picture '{row['file']}' in this folder.")
-                labels[name] = row[column] or None
-                if row.get("split"):
-                    splits[name] = row["split"]
+            return list(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise DataError(f"{path}: not a readable CSV file ({problem}).") from None
-    if wrong := sorted(set(splits.values()) - set(SPLITS)):
-        raise DataError(f"{path}: split '{wrong[0]}'; a split is one of {', '.join(SPLITS)}.")
-    return labels, splits

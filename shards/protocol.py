@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
-import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cadiff.errors import ConfigError
 from cadiff.files import sha256, sync_folder
+from cadiff.shards.encoding import DTYPES
 from cadiff.shards.manifest import read_manifest
-from cadiff.shards.record import Progress, safe_key
-from cadiff.shards.writer import Pack, fingerprint
+from cadiff.shards.partial import discard, fresh_partial, join_parts, remove_strangers
+from cadiff.shards.record import SPLITS, Progress
+from cadiff.shards.writer import Fingerprint, Pack, fingerprint
 
 
 def pack_folder(
@@ -26,38 +25,64 @@ def pack_folder(
     sources: dict[str, Path],
     fill: Callable[[Pack], None],
     progress: Progress,
+    *,
+    dtype: str = "float16",
+    units: Sequence[Callable[[Pack], None]] = (),
+    workers: int = 1,
+    fingerprints: Fingerprint = fingerprint,
 ) -> dict[str, Any]:
     """Make the packed folder ``out``, or find that it is already there.
 
     Args:
         options: everything that decides the result, JSON values only.
         sources: every input file by a name relative to the user's folder; all are hashed.
-        fill: adds the records and pictures to the Pack it is given.
+        fill: adds the records and pictures to the Pack it is given, or what concerns the whole set if there are units.
+        dtype: storage type of the signals: float16, float32, int16 or int8.
+        units: pieces that fill parts of their own, in the order in which they are joined; picklable. Finished parts
+            survive an interruption, and the same command continues after them.
+        workers: processes for the units; the result does not depend on it.
+        fingerprints: how sources are hashed, where a hash of all their bytes would take longer than packing them;
+            picklable.
 
     Returns:
         ``{"folder", "kind", "hash", "already", "samples", "subjects", "voxels", "stimuli", "classes", "dropped",
         "notes", "bytes", "seconds"}``.
 
     Raises:
-        ConfigError: ``out`` holds something else, or the same kind packed with other options or inputs.
+        ConfigError: ``out`` holds something else, or the same kind packed with other options or inputs; or it cannot
+            be written, as when the disk is full.
         DataError: whatever ``fill`` finds wrong.
     """
     started, out = time.monotonic(), Path(out)
     options = json.loads(json.dumps(options, sort_keys=True))
-    already = _compare_existing(out, kind, options, sources, progress)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype '{dtype}': one of {', '.join(DTYPES)}.")
+    already = _compare_existing(out, kind, {**options, "dtype": dtype}, sources, progress, fingerprints)
     if not already:
-        partial = _fresh_partial(out)
+        partial = fresh_partial(out)
+        told = {**options, "dtype": dtype}
+        pack = Pack(partial, kind, told, sources, progress, dtype, fingerprints=fingerprints)
         try:
-            pack = Pack(partial, kind, options, sources, progress)
             fill(pack)
+            if units:
+                join_parts(pack, units, sources, workers)
+            remove_strangers(partial)
             pack.finish()
             _publish(partial, out)
+        except OSError as problem:
+            raise ConfigError(
+                f"{out}: packing stopped ({problem}). Check the free space, quota and disk there; then pack again."
+            ) from None
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            for tars in pack.tars.values():
+                tars.abandon()
+            discard(partial)
     return {**_summary(out), "already": already, "seconds": round(time.monotonic() - started, 3)}
 
 
-def _compare_existing(out: Path, kind: str, options: dict, sources: dict[str, Path], progress: Progress) -> bool:
+def _compare_existing(
+    out: Path, kind: str, options: dict, sources: dict[str, Path], progress: Progress, fingerprints: Fingerprint
+) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / "manifest.json").is_file():
@@ -70,33 +95,10 @@ def _compare_existing(out: Path, kind: str, options: dict, sources: dict[str, Pa
     before = {entry.name: entry.model_dump() for entry in manifest.sources}
     for done, (name, path) in enumerate(sources.items()):
         progress("checking inputs", done, len(sources))
-        if before.get(name) != fingerprint(name, path):
+        if before.get(name) != fingerprints(name, path):
             raise ConfigError(f"{out}: already packed, but {name} has changed since. {remedy}")
     if gone := before.keys() - sources.keys():
         raise ConfigError(f"{out}: already packed from inputs that are gone now ({sorted(gone)[0]}). {remedy}")
-    return True
-
-
-def _fresh_partial(out: Path) -> Path:
-    """A new hidden folder beside ``out``; those left by killed packs of this machine are removed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stem = f".{out.name}.partial-{safe_key(socket.gethostname())}-"
-    for stale in out.parent.glob(f"{glob.escape(stem)}*"):
-        if stale.name.removeprefix(stem).isdigit() and not _alive(int(stale.name.removeprefix(stem))):
-            shutil.rmtree(stale, ignore_errors=True)
-    partial = out.parent / f"{stem}{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    return partial
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
     return True
 
 
@@ -116,7 +118,7 @@ def _summary(out: Path) -> dict[str, Any]:
         "folder": str(out),
         "kind": manifest.kind,
         "hash": sha256(out / "manifest.json"),
-        "samples": dict(manifest.samples),
+        "samples": {split: manifest.samples.get(split, 0) for split in SPLITS},
         "subjects": [subject.name for subject in manifest.subjects],
         "voxels": max((subject.voxels for subject in manifest.subjects), default=0),
         "stimuli": len(manifest.stimuli),

@@ -52,6 +52,9 @@ class Records:
     stimulus: list[str | None]
     label: list[str | None]
     repeat: list[int]
+    session: str = ""
+    start: list[int] | None = None  # first frame (TR) of each sample's window within its run; None: not known
+    frames: int = 0  # frames (TRs) averaged into one sample; 0: a beta or another estimate
 
     def __len__(self) -> int:
         return len(self.split)
@@ -70,6 +73,10 @@ def make_records(
     stimulus: list[str | None] | None = None,
     label: list[str | None] | None = None,
     repeat: list[int] | None = None,
+    *,
+    session: str = "",
+    start: list[int] | None = None,
+    frames: int = 0,
 ) -> Records:
     """Fill in what was left out (no stimulus, no label, repeat 0) and check that all columns are equally long.
 
@@ -87,9 +94,13 @@ def make_records(
         nothing if stimulus is None else list(stimulus),
         nothing if label is None else list(label),
         [0] * n if repeat is None else [int(value) for value in repeat],
+        session,
+        None if start is None else [int(value) for value in start],
+        int(frames),
     )
     where = f"subject {subject}, run {run}"
     lengths = {len(records.split), len(records.stimulus), len(records.label), len(records.repeat)}
+    lengths |= set() if records.start is None else {len(records.start)}
     if lengths != {n}:
         raise DataError(f"{where}: {n} signals but columns of {sorted(lengths)} entries; they must pair one to one.")
     if unknown := set(splits) - set(SPLITS):

@@ -1,21 +1,49 @@
-"""Batches for one rank: the sampler's contiguous slice, read and padded, with one prefetch thread."""
+"""Batches for one rank: its contiguous part of the global batch, read and padded ahead of the trainer."""
 
 from __future__ import annotations
 
-import queue
-import threading
+import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cadiff.errors import ConfigError
+from cadiff.shards import batches
+from cadiff.shards.batches import Buffers
 from cadiff.shards.dataset import Dataset
-from cadiff.shards.sampler import Sampler
+from cadiff.shards.faults import FaultPolicy, Faults
+from cadiff.shards.feed import Feed
+from cadiff.shards.mixture import Chosen, Mixture, choose
+from cadiff.shards.readahead import Pieces, ReadAhead
+from cadiff.shards.sampler import ORDER
 
-AHEAD = 2  # micro-batches prepared while the trainer computes
+
+@dataclass(frozen=True)
+class Reading:
+    """How a stream reads; none of it but ``order`` and ``weights`` changes which samples a step sees.
+
+    Attributes:
+        order: "random", "window" (large sets, read in pieces) or "auto" (by the sets' size).
+        weights: share of each set in every batch; empty pools all sets.
+        pad: "wrap" (the paper); "zero", which adds the key ``voxels``: how many of each row are signal; or "packed":
+            the samples of a micro-batch end to end, each wrap-padded to whole patches only, with the key ``lengths``,
+            and dealt so that ranks and micro-batches hold nearly equal numbers of values.
+        patch: voxels that a packed sample's length is a multiple of.
+        workers: threads that prepare batches; 0 prepares them when they are asked for.
+        faults: what happens when a sample is damaged.
+    """
+
+    order: str = "auto"
+    weights: tuple[float, ...] = ()
+    pad: str = "wrap"
+    patch: int = 16
+    workers: int = 1
+    faults: FaultPolicy = field(default_factory=FaultPolicy)
 
 
 class Stream:
@@ -30,6 +58,8 @@ class Stream:
         accumulate: micro-batches per step and rank.
         subjects, classes: names over all sets, in the numbering the batches use.
         keys: the keys of a batch.
+        order: "random" or "window".
+        seconds: what preparing batches has cost so far, by set and stage ("fetch", "decode"), over all workers.
     """
 
     def __init__(
@@ -45,11 +75,12 @@ class Stream:
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
+        reading: Reading | None = None,
     ) -> None:
         """Args:
             batch: samples per optimizer step over all ranks.
             micro_batch: samples per rank and forward.
-            width: voxels of a signal after wrap padding; 0 leaves signals out.
+            width: voxels of a signal after padding; 0 leaves signals out.
             image_size: pixels per side; None leaves pictures out. With pictures, samples without one are left out.
             subjects: only these, over all sets; empty means all.
 
@@ -58,151 +89,165 @@ class Stream:
         """
         self.datasets, self.split, self.batch, self.micro_batch = list(datasets), split, batch, micro_batch
         self.rank, self.world, self.width, self.image_size = rank, world, width, image_size
+        self._reading = reading or Reading()
         if micro_batch < 1 or batch % (micro_batch * world):
             raise ConfigError(
                 f"batch {batch} is not a multiple of micro_batch {micro_batch} x {world} ranks. "
                 "Change train.batch or train.micro_batch."
             )
+        if self._reading.pad not in ("wrap", "zero", "packed"):
+            raise ConfigError(f"pad = '{self._reading.pad}': one of wrap, zero, packed.")
         self.accumulate = batch // (micro_batch * world)
         self.has_signal = width > 0 and all(ds.voxels > 0 for ds in self.datasets)
         self.has_image = image_size is not None and all(ds.has_picture.any() for ds in self.datasets)
-        if unknown := set(subjects) - {name for ds in self.datasets for name in ds.subjects}:
-            raise ConfigError(f"data.subjects: no subject '{min(unknown)}' in {', '.join(map(str, self._folders()))}.")
-        ids = [self._select(ds, list(subjects)) for ds in self.datasets]
-        self._which = np.concatenate([np.full(len(part), k) for k, part in enumerate(ids)]).astype(np.int64)
-        self._ids = np.concatenate(ids)
-        if len(self._ids) < max(batch, 1):
-            raise ConfigError(
-                f"{', '.join(map(str, self._folders()))}: the {split} split has {len(self._ids)} samples, fewer than "
-                f"one batch of {batch}. Use a smaller batch, more subjects, or pack with another val_fraction."
-            )
+        self._chosen = choose(self.datasets, split, list(subjects), self.has_image, batch)
         version = "+".join([*(ds.hash for ds in self.datasets), split, ",".join(subjects), str(self.has_image)])
-        self._sampler = Sampler(len(self._ids), batch, seed, version)
-        self.steps_per_epoch = self._sampler.steps_per_epoch
+        rest = (self._reading.order, self._reading.weights)
+        self._mixture = Mixture(self.datasets, self._chosen, batch, seed, version, *rest)
+        self._faults = Faults(self.datasets, self._chosen, self._reading.faults, version)
+        self.steps_per_epoch, self.order, self.seed = self._mixture.steps_per_epoch, self._mixture.order, seed
         self._offset = np.cumsum([0, *(len(ds) for ds in self.datasets)])
         self._stimulus_offset = np.cumsum([0, *(len(ds.stimuli) for ds in self.datasets)])
-        self.subjects, self._subject_number = _unite([ds.subjects for ds in self.datasets])
-        self.classes, self._class_number = _unite([ds.classes for ds in self.datasets])
+        self.subjects, self._subject_number = batches.unite([ds.subjects for ds in self.datasets])
+        self.classes, self._class_number = batches.unite([ds.classes for ds in self.datasets])
         optional = [*(["signal"] * self.has_signal), *(["image"] * self.has_image)]
-        self.keys = [*optional, "label", "stimulus", "subject", "sample_id", "epoch"]
-
-    def _folders(self) -> list[Path]:
-        return [ds.folder for ds in self.datasets]
+        optional += [{"wrap": "", "zero": "voxels", "packed": "lengths"}[self._reading.pad]] * self.has_signal
+        self.keys = [*filter(None, optional), "label", "stimulus", "subject", "sample_id", "epoch"]
+        self.seconds = {(str(ds.folder), stage): 0.0 for ds in self.datasets for stage in ("fetch", "decode")}
+        self._columns = [self._columns_of(k) for k in range(len(self.datasets))]
+        self._batch_of = lru_cache(maxsize=8)(self._global_batch)
+        self._ahead: ReadAhead | None = None
 
     def __len__(self) -> int:
         """Samples that can occur."""
-        return len(self._ids)
+        return len(self._chosen)
 
     def sample_ids(self, step: int) -> np.ndarray:
         """The global batch of ``step``, all ranks together: int64 (batch,), unique over the datasets."""
-        chosen = self._positions(step)
-        return self._ids[chosen] + self._offset[self._which[chosen]]
+        chosen, _ = self._batch_of(self._step(step))
+        return self._chosen.ids[chosen] + self._offset[self._chosen.which[chosen]]
+
+    def state(self, step: int) -> dict[str, Any]:
+        """All that decides the batches from ``step`` on, the same on every rank; and what each source has given."""
+        sets = [{"folder": str(ds.folder), "hash": ds.hash} for ds in self.datasets]
+        counted = [{**counter, "share": n} for counter, n in zip(self._mixture.counters(step), self._mixture.shares)]
+        fixed = {"order": f"{ORDER}/{self.order}", "seed": self.seed, "batch": self.batch, "step": step}
+        return {**fixed, "sets": sets, "sources": counted}
 
     def micro(self, step: int, index: int) -> dict[str, Tensor]:
         """Micro-batch ``index`` of optimizer step ``step`` for this rank: a pure function, b = micro_batch.
 
         Returns:
-            ``signal`` float32 (b, width) and ``image`` uint8 (b, 3, S, S) where there are any; int64 (b,) ``label``
-            and ``stimulus`` (-1 none), ``subject``, ``sample_id`` and ``epoch`` (-1 unless training).
+            ``signal`` float32 (b, width), or (sum of lengths,) if packed, and ``image`` uint8 (b, 3, S, S) where there
+            are any; int64 (b,) ``label`` and ``stimulus`` (-1 none), ``subject``, ``sample_id``, ``epoch`` (-1 unless
+            training), and ``voxels`` or ``lengths`` as the padding wants.
         """
-        share = self.batch // self.world
-        start = self.rank * share + index * self.micro_batch
-        chosen = self._positions(step)[start : start + self.micro_batch]
-        ids, which = self._ids[chosen], self._which[chosen]
-        epoch = step // self.steps_per_epoch if self.split == "train" else -1
-        sets = np.unique(which).tolist()
-        parts = [self._read(k, ids[which == k]) for k in sets]
-        arrays = parts[0] if len(sets) == 1 else _interleave(parts, [which == k for k in sets])
-        arrays["epoch"] = np.full(len(ids), epoch, dtype=np.int64)
-        return {key: torch.from_numpy(arrays[key]) for key in self.keys}
+        buffers = self._buffers(pin=False)
+        self._fill(step, index, buffers)
+        return batches.views(buffers, self.keys)
 
     def iterate(self, start_step: int, stop_step: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-        """Yield (step, index, batch) for all micro-batches of steps start..stop-1, prepared by one thread ahead."""
-        ready: queue.Queue = queue.Queue(maxsize=AHEAD)
-        stop = threading.Event()
-        arguments = (ready, stop, start_step, stop_step)
-        thread = threading.Thread(target=self._prefetch, args=arguments, name="prefetch", daemon=True)
-        thread.start()
+        """Yield (step, index, batch) for all micro-batches of steps start..stop-1, prepared ahead by threads.
+
+        A batch's memory is used again: it is valid until the next one is asked for.
+        """
+
+        def fill(n: int, buffers: Buffers) -> None:
+            step, index = start_step + n // self.accumulate, n % self.accumulate
+            if ahead is not None:
+                ahead.wait(step)
+            self._fill(step, index, buffers)
+
+        count = max(0, stop_step - start_step) * self.accumulate
+        ahead = self._read_ahead(start_step, stop_step) if self.order == "window" and self.has_signal else None
+        feed = Feed(fill, lambda: self._buffers(torch.cuda.is_available()), count, self._reading.workers)
         try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            for n, buffers in feed.iterate():
+                yield start_step + n // self.accumulate, n % self.accumulate, batches.views(buffers, self.keys)
         finally:
-            stop.set()
-            while not ready.empty():
-                ready.get_nowait()
-            thread.join()
+            if ahead is not None:
+                ahead.stop()
 
-    def _prefetch(self, ready: queue.Queue, stop: threading.Event, start_step: int, stop_step: int) -> None:
-        pin = torch.cuda.is_available()
-        try:
-            for step in range(start_step, stop_step):
-                for index in range(self.accumulate):
-                    batch = self.micro(step, index)
-                    if pin:
-                        batch = {key: value.pin_memory() for key, value in batch.items()}
-                    if not _put(ready, (step, index, batch), stop):
-                        return
-            _put(ready, None, stop)
-        except BaseException as problem:  # noqa: BLE001 - handed to the consumer, which raises it
-            _put(ready, problem, stop)
+    def _fill(self, step: int, index: int, buffers: Buffers) -> None:
+        positions, epochs = self._batch_of(self._step(step))
+        start = self.rank * (self.batch // self.world) + index * self.micro_batch
+        mine = slice(start, start + self.micro_batch)
+        began = time.perf_counter()
+        chosen = self._faults.sound(positions[mine], self.has_signal, self.image_size if self.has_image else None)
+        self._count(int(self._chosen.which[chosen[0]]), "fetch", began)
+        which, ids = self._chosen.which[chosen], self._chosen.ids[chosen]
+        buffers["epoch"][:] = torch.from_numpy(epochs[mine]) if self.split == "train" else -1
+        if len(self.datasets) == 1:
+            self._read(0, ids, buffers)
+        else:
+            for k in np.unique(which).tolist():
+                rows = np.flatnonzero(which == k)
+                part = self._buffers(pin=False, rows=len(rows))
+                self._read(k, ids[rows], part)
+                batches.interleave(buffers, part, rows)
+        if "packed" in buffers:
+            batches.pack_rows(buffers["signal"], buffers["lengths"].numpy(), buffers["packed"])
 
-    def _positions(self, step: int) -> np.ndarray:
-        return self._sampler.positions(step if self.split == "train" else step % self.steps_per_epoch)
-
-    def _select(self, ds: Dataset, subjects: list[str]) -> np.ndarray:
-        mine = [name for name in subjects if name in ds.subjects]
-        if subjects and not mine and ds.subjects:
-            return np.empty(0, dtype=np.int64)
-        ids = ds.ids(self.split, mine)
-        if self.has_image:
-            stimulus = ds.table.stimulus[ids]
-            ids = ids[(stimulus >= 0) & ds.has_picture[stimulus]]
-        return ids
-
-    def _read(self, k: int, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays of a batch whose samples all come from set ``k``."""
-        ds = self.datasets[k]
-        stimulus, label, subject = (getattr(ds.table, name)[ids] for name in ("stimulus", "label", "subject"))
-        arrays = {
-            "label": self._class_number[k][label],
-            "stimulus": np.where(stimulus < 0, -1, stimulus + self._stimulus_offset[k]).astype(np.int64),
-            "subject": self._subject_number[k][subject],
-            "sample_id": ids + self._offset[k],
-        }
+    def _read(self, k: int, ids: np.ndarray, buffers: Buffers) -> None:
+        """Fill buffers with samples that all come from set ``k``."""
+        ds, began = self.datasets[k], time.perf_counter()
+        for key, column in self._columns[k].items():
+            np.take(column, ids, out=buffers[key].numpy(), mode="clip")
         if self.has_signal:
-            arrays["signal"] = ds.signals(ids, self.width)
+            every = self._reading.faults.check == "every"
+            pad = "zero" if self._reading.pad == "zero" else "wrap"
+            ds.read_signals(ids, buffers["signal"], pad, check_rows=every)
+        self._count(k, "fetch", began)
         if self.has_image:
-            arrays["image"] = ds.images(stimulus, self.image_size)
-        return arrays
+            began = time.perf_counter()
+            ds.pictures.read(ds.table.stimulus[ids], buffers["image"].numpy())
+            self._count(k, "decode", began)
 
+    def _columns_of(self, k: int) -> dict[str, np.ndarray]:
+        """What every sample of set ``k`` has beside signal and picture, in the numbering over all sets: int64 each."""
+        ds = self.datasets[k]
+        table, stimulus = ds.table, ds.table.stimulus
+        columns = {
+            "label": self._class_number[k][table.label],
+            "stimulus": np.where(stimulus < 0, -1, stimulus + self._stimulus_offset[k]),
+            "subject": self._subject_number[k][table.subject],
+            "sample_id": np.arange(len(ds)) + self._offset[k],
+        }
+        if "voxels" in self.keys:
+            columns["voxels"] = ds.voxel_counts[table.subject]
+        if "lengths" in self.keys:
+            columns["lengths"] = batches.packed_lengths(ds.voxel_counts[table.subject], self._reading.patch)
+        return columns
 
-def _interleave(parts: list[dict[str, np.ndarray]], rows: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Put the rows of several sets back into the batch's order."""
-    arrays = {}
-    for key, first in parts[0].items():
-        arrays[key] = np.empty((len(rows[0]), *first.shape[1:]), dtype=first.dtype)
-        for part, mine in zip(parts, rows):
-            arrays[key][mine] = part[key]
-    return arrays
+    def _count(self, k: int, stage: str, began: float) -> None:
+        self.seconds[str(self.datasets[k].folder), stage] += time.perf_counter() - began
 
+    def _buffers(self, pin: bool, rows: int = 0) -> Buffers:
+        device = self.datasets[0].store.device if self.has_signal else torch.device("cpu")
+        return batches.make_buffers(self.keys, rows or self.micro_batch, self.width, self.image_size or 0, device, pin)
 
-def _put(ready: queue.Queue, item: object, stop: threading.Event) -> bool:
-    """Put unless the consumer has left; a plain put would wait for ever then."""
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False
+    def _read_ahead(self, start: int, stop: int) -> ReadAhead:
+        share = self.batch // self.world
 
+        def mine(step: int) -> Chosen:
+            positions = self._batch_of(self._step(step))[0][self.rank * share : (self.rank + 1) * share]
+            return Chosen(self._chosen.which[positions], self._chosen.ids[positions])
 
-def _unite(lists: list[list[str]]) -> tuple[list[str], list[np.ndarray]]:
-    """Number names over several sets; each set's map has -1 at its end, so that index -1 stays -1."""
-    numbers: dict[str, int] = {}
-    for names in lists:
-        for name in names:
-            numbers.setdefault(name, len(numbers))
-    return list(numbers), [np.array([*(numbers[name] for name in names), -1], dtype=np.int64) for names in lists]
+        ahead = ReadAhead(Pieces(self.datasets), mine, self.steps_per_epoch)
+        ahead.start(start, stop)
+        return ahead
+
+    def _global_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and epochs of a step's samples, all ranks together, in the order of the batch."""
+        positions, epochs = self._mixture.batch(step)
+        if "lengths" in self.keys:
+            lengths = np.empty(len(positions), dtype=np.int64)
+            for k in range(len(self.datasets)):
+                mine = self._chosen.which[positions] == k
+                lengths[mine] = self._columns[k]["lengths"][self._chosen.ids[positions[mine]]]
+            order = batches.balanced(lengths)
+            positions, epochs = positions[order], epochs[order]
+        return positions, epochs
+
+    def _step(self, step: int) -> int:
+        return step if self.split == "train" else step % self.steps_per_epoch

@@ -1,8 +1,10 @@
-"""Pack anything a CSV can describe: arrays, NIfTI series in a mask, CIFTI series, with events, labels and pictures."""
+"""Pack anything a table can describe: arrays, NIfTI series in a mask, CIFTI series, with events, labels, pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +31,10 @@ def pack_table(
     normalise: Literal["run", "none"] = "run",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Pack the files a CSV names (its columns are explained in docs/data.md). Memory: one run.
+    """Pack the files a .csv or .parquet table names (its columns are explained in docs/data.md). Memory: one run.
 
-    Lines of the same subject, session and run belong together; where an attributes file names chunks, each chunk is a
-    run of its own. A stimulus's picture is looked for beside the CSV.
+    Rows of the same subject, session and run belong together; where an attributes file names chunks, each chunk is a
+    run of its own. A run, and a stimulus, belongs to one split. A stimulus's picture is looked for beside the table.
 
     Args:
         window: frames averaged into one sample; its label is the one all of its frames share, else none.
@@ -43,7 +45,8 @@ def pack_table(
         normalise: "run" z-scores each voxel over its run; "none" stores the values as they are.
 
     Raises:
-        ConfigError: a mistake in the CSV. DataError: a file that is not what the CSV says, named.
+        ConfigError: a mistake in the table, or a run or stimulus in two splits. DataError: a file that is missing or
+            not what the table says, named.
     """
     table = Path(table)
     rows, folder = read_rows(table), table.parent
@@ -62,13 +65,17 @@ def pack_table(
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault((row["subject"], _run_name(row)), []).append(row)
+    _refuse_split_runs(rows, folder)
+    _refuse_split_rows(rows)
 
     def fill(pack: Pack) -> None:
+        split_of: dict[str, str] = {}
         for done, ((subject, run), members) in enumerate(groups.items()):
             pack.progress("packing runs", done, len(groups))
             read = [(row, read_frames(row, folder, roi, lag_s)) for row in members]
             for chunk in dict.fromkeys(chunk for _, frames in read for chunk in frames.chunks):
-                _pack_run(pack, subject, f"{run}-{chunk}" if chunk else run, _in_chunk(read, chunk), options)
+                name = f"{run}-{chunk}" if chunk else run
+                _pack_run(pack, subject, name, _in_chunk(read, chunk), options, split_of)
         for name in dict.fromkeys(pack.names("stimulus")):
             if (folder / name).is_file():
                 pack.picture(name, *read_picture(folder / name, 512))
@@ -84,6 +91,52 @@ def _run_name(row: dict[str, str]) -> str:
     return "_".join(parts) or Path(row["file"]).name.partition(".")[0]
 
 
+def _refuse_split_runs(rows: list[dict[str, str]], folder: Path) -> None:
+    """A run, or a file under whatever name, may lie in two splits only by different chunks of its attributes.
+
+    Raises:
+        ConfigError: naming the run or the file.
+    """
+    chunks_of: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        file = os.path.normpath(folder / row["file"]) + (f", array {row['key']}" if row["key"] else "")
+        # The whole run is a chunk without a name.
+        chunks = set(row["chunks"].replace(",", " ").split()) if row["attributes"] else set()
+        for what in (f"run {_run_name(row)} of subject {row['subject']}", f"file {file}"):
+            by_split = chunks_of.setdefault(what, {})
+            by_split.setdefault(row["split"] or "train", set()).update(chunks or {""})
+    for what, by_split in chunks_of.items():
+        for one, other in itertools.combinations(by_split, 2):
+            mine, theirs = by_split[one], by_split[other]
+            if "" in mine | theirs or mine & theirs:
+                raise ConfigError(
+                    f"{what} is in {one} and in {other}. Frames next to each other in time are alike, so that leaks: "
+                    "give a run to one split, or name different chunks of an attributes file."
+                )
+
+
+def _refuse_split_rows(rows: list[dict[str, str]]) -> None:
+    """A stimulus that the rows themselves name in two splits is refused before anything is read."""
+    split_of: dict[str, str] = {}
+    for row in rows:
+        if not row["events"]:
+            _claim(split_of, [row["stimulus"] or row["image"] or None], row["split"] or "train", row["file"])
+
+
+def _claim(split_of: dict[str, str], stimuli: Iterable[str | None], split: str, where: str) -> None:
+    """Note the split of each stimulus.
+
+    Raises:
+        ConfigError: a stimulus that has another one already.
+    """
+    for name in dict.fromkeys(stimuli):
+        if name is not None and split_of.setdefault(name, split) != split:
+            raise ConfigError(
+                f"{where}: stimulus {name} is in {split} and in {split_of[name]}. A test of pictures seen in training "
+                "is none: give all runs that show it one split, or name no stimuli where only labels are decoded."
+            )
+
+
 def _in_chunk(read: list[tuple[dict[str, str], Frames]], chunk: str) -> list[tuple[str, Frames]]:
     """(split, frames) of each row, cut down to one chunk."""
     parts = []
@@ -95,7 +148,14 @@ def _in_chunk(read: list[tuple[dict[str, str], Frames]], chunk: str) -> list[tup
     return parts
 
 
-def _pack_run(pack: Pack, subject: str, run: str, parts: list[tuple[str, Frames]], options: dict[str, Any]) -> None:
+def _pack_run(
+    pack: Pack,
+    subject: str,
+    run: str,
+    parts: list[tuple[str, Frames]],
+    options: dict[str, Any],
+    split_of: dict[str, str],
+) -> None:
     where = f"subject {subject}, run {run}"
     if len({frames.signals_TV.shape[1] for _, frames in parts}) > 1:
         raise DataError(f"{where}: its files have different voxel counts. Use one mask for all runs of a subject.")
@@ -120,6 +180,7 @@ def _pack_run(pack: Pack, subject: str, run: str, parts: list[tuple[str, Frames]
         keep = [i for i, label in enumerate(labels) if label is not None or options["unlabelled"] == "keep"]
         if keep:
             columns = [[column[i] for i in keep] for column in (stimuli, labels)]
+            _claim(split_of, columns[0], split, where)
             pack.add(make_records(subject, run, signals_NV[keep], split, *columns))
 
 

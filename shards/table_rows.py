@@ -1,12 +1,14 @@
-"""The CSV behind ``pack_table``: its columns, its files, and what was on the screen at each frame."""
+"""The table behind ``pack_table``: its columns, its files, and what was on the screen at each frame."""
 
 from __future__ import annotations
 
 import csv
 import difflib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from cadiff.shards.arrays import load_npy, npz_array, open_npz
 from cadiff.shards.cifti import locate, read_columns, read_header, read_nifti
 from cadiff.shards.mmp import roi_columns
 
+MAX_ROWS = 5_000_000  # a Parquet file may claim any number of rows in a few bytes
 # Columns that name files, then all others; "file" and "subject" are required.
 FILES = ("file", "mask", "events", "attributes", "image")
 COLUMNS = (*FILES, "subject", "session", "run", "split", "key", "chunks", "label", "stimulus", "tr_s")
@@ -22,7 +25,7 @@ COLUMNS = (*FILES, "subject", "session", "run", "split", "key", "chunks", "label
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of one CSV row: float32 (T, V), and per frame its label, stimulus and chunk (run within the file)."""
+    """Frames of one row: float32 (T, V), and per frame its label, stimulus and chunk (run within the file)."""
 
     signals_TV: np.ndarray
     labels: list[str | None]
@@ -32,36 +35,82 @@ class Frames:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the CSV: one dictionary per line, all COLUMNS present, empty where not given.
+    """Read the table, .csv or .parquet: one dictionary per row, all COLUMNS present as text, empty where not given.
 
     Raises:
-        ConfigError: no such file, an unknown column, or a line without file or subject.
+        ConfigError: no such file, an unknown column, a row without file or subject, or names that are not text.
     """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such table. Give a .csv or .parquet file.")
+    parquet = path.suffix.lower() == ".parquet"
+    names, rows = _read_parquet(path) if parquet else _read_csv(path)
+    filled = [{name: (row.get(name) or "").strip() for name in COLUMNS} for row in rows]
+    word, first = ("row", 1) if parquet else ("line", 2)
+    for number, row in enumerate(filled, first):
+        if not row["file"] or not row["subject"]:
+            raise ConfigError(f"{path}, {word} {number}: columns file and subject must be filled in.")
+    if not filled:
+        raise ConfigError(f"{path}: no rows below the columns {', '.join(names)}. One row names one file.")
+    return filled
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
             names = list(reader.fieldnames or ())
-            rows = [dict(row) for row in reader]
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such CSV file.") from None
+            _check_columns(path, names)
+            return names, [dict(row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise ConfigError(f"{path}: not a readable CSV file ({problem}).") from None
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise ConfigError(f"{path}: reading Parquet needs pyarrow. Run: pip install pyarrow, or save a CSV.") from None
+    try:
+        with ParquetFile(path) as file:
+            _check_columns(path, list(file.schema_arrow.names))
+            for field in file.schema_arrow:
+                _check_type(path, field)
+            if file.metadata.num_rows > MAX_ROWS:
+                raise ConfigError(f"{path}: {file.metadata.num_rows:,} rows, at most {MAX_ROWS:,}. Pack it in parts.")
+            columns = {name: file.read([name]).column(0).to_pylist() for name in file.schema_arrow.names}
+    except (pyarrow.ArrowException, OSError, ValueError) as problem:
+        raise ConfigError(f"{path}: not a readable Parquet file ({problem}). Write it again.") from None
+    texts = {name: ["" if cell is None else str(cell) for cell in cells] for name, cells in columns.items()}
+    return list(texts), [dict(zip(texts, row)) for row in zip(*texts.values())]
+
+
+def _check_type(path: Path, field: Any) -> None:
+    """Names come from text or whole numbers: as a float, stimulus 1621127.019020 would be 1621127.01902."""
+    from pyarrow import types
+
+    kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    if text or types.is_integer(kind) or types.is_null(kind) or (field.name == "tr_s" and types.is_floating(kind)):
+        return
+    why = (
+        "a number with a point loses digits as a name (1621127.019020)" if types.is_floating(kind) else "it is no text"
+    )
+    raise ConfigError(f"{path}: column {field.name} is {field.type}: {why}. Store it as text (string).")
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
     for name in names:
         if name not in COLUMNS:
             near = difflib.get_close_matches(name or "", COLUMNS, n=1)
             hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(COLUMNS)}."
             raise ConfigError(f"{path}: unknown column '{name}'. {hint}")
-    filled = [{name: (row.get(name) or "").strip() for name in COLUMNS} for row in rows]
-    for line, row in enumerate(filled, 2):
-        if not row["file"] or not row["subject"]:
-            raise ConfigError(f"{path}, line {line}: columns file and subject must be filled in.")
-    if not filled:
-        raise ConfigError(f"{path}: no lines below the first. One line names one file.")
-    return filled
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{path}: a column occurs twice among {', '.join(names)}. Remove one of them.")
 
 
 def row_files(rows: list[dict[str, str]], folder: Path) -> dict[str, Path]:
-    """Every file the CSV and its events name, by its text there: relative to the CSV's folder, or absolute."""
+    """Every file the table and its events name, by its text there: relative to the table's folder, or absolute."""
     files = {row[column]: folder / row[column] for row in rows for column in FILES if row[column]}
     for events in sorted({row["events"] for row in rows if row["events"]}):
         shown = (_given(event.get("stim_file")) for event in _event_rows(folder / events))
@@ -154,7 +203,13 @@ def _read_events(path: Path, moment_T: np.ndarray) -> tuple[list[str | None], li
 
 
 def _event_rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(_text(path).splitlines(), delimiter="\t"))
+    try:
+        reader = csv.DictReader(_text(path).splitlines(), delimiter="\t")
+        if not reader.fieldnames:
+            raise DataError(f"{path}: empty. A BIDS events file begins with a line of columns: onset, duration, …")
+        return list(reader)
+    except csv.Error as problem:
+        raise DataError(f"{path}: not a readable table ({problem}).") from None
 
 
 def _delay(labels: list[str | None], chunks: list[str], frames: int) -> list[str | None]:
@@ -172,15 +227,17 @@ def _given(text: str | None) -> str | None:
 
 def _number(text: str, what: str) -> float:
     try:
-        return float(text)
+        if math.isfinite(number := float(text)):
+            return number
+        raise ValueError
     except ValueError:
         raise DataError(f"{what} = '{text[:30]}', expected a number of seconds.") from None
 
 
 def _text(path: Path) -> str:
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise DataError(f"{path}: no such file.")
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{path}: not a readable text file ({problem}).") from None

@@ -4,63 +4,204 @@ from __future__ import annotations
 
 import io
 import os
-import tarfile
-import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from cadiff.errors import DataError
 from cadiff.files import sha256
-from cadiff.shards.manifest import Index, Manifest, read_index, read_manifest, shard_names
+from cadiff.shards.arrays import DAMAGED
+from cadiff.shards.encoding import DTYPES, crc32c
+from cadiff.shards.index import Index, read_index
+from cadiff.shards.leaks import find_leak
+from cadiff.shards.manifest import Manifest, parse_manifest, shard_names
+from cadiff.shards.members import check_tar
 from cadiff.shards.record import Progress, silent
+from cadiff.shards.writer import digest
 from cadiff.shards.zarr_store import archive_hash
+
+_MB = 10**6
+
+
+@dataclass
+class Checked:
+    """What a check looked at, and the problems it found: one sentence each, none if the folder is intact."""
+
+    problems: list[str] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0  # read and compared with a hash
+    blocks: int = 0
+    rows: int = 0
+    pictures: int = 0
 
 
 def verify(folder: str | Path, progress: Progress = silent) -> list[str]:
     """Read everything and list what is wrong, one sentence per problem; an empty list means intact."""
-    folder = Path(folder)
-    try:
-        manifest = read_manifest(folder)
-    except DataError as problem:
-        return [str(problem)]
-    problems = []
-    for done, entry in enumerate(manifest.files):
-        progress("verifying files", done, len(manifest.files))
-        if sha256(folder / entry.path) != entry.sha256:
-            problems.append(f"{folder / entry.path}: its sha256 differs from manifest.json; the content has changed.")
-    try:
-        index = read_index(folder, manifest)
-    except DataError as problem:
-        return [*problems, str(problem)]
-    for table, name in ((index.block, "block"), (index.image, "picture")):
-        problems += _check_sums(folder, manifest, index, table, name)
-    for name in shard_names(manifest):
-        problems += _check_tar(folder / name)
+    return examine(folder, progress).problems
+
+
+def examine(folder: str | Path, progress: Progress = silent) -> Checked:
+    """Read everything: files by sha256, blocks, rows and pictures by their checksums, tar members, the scans.
+
+    Each shard is hashed and then read again in pieces at once, while the system still has it in memory.
+    """
+    folder, checked = Path(folder), Checked()
+    manifest, index = _open(folder, checked)
+    if manifest is None:
+        return checked
+    scans = manifest.scans.bytes if manifest.scans else 0
+    total = (sum(entry.bytes for entry in manifest.files) + scans) // _MB
+    for entry in manifest.files:
+        progress("MB", checked.bytes // _MB, total)
+        path = folder / entry.path
+        if path.suffix != ".tar" or not path.is_file():
+            continue  # the index has been read, and what is missing has been told
+        checked.files, checked.bytes = checked.files + 1, checked.bytes + path.stat().st_size
+        if path.stat().st_size == entry.bytes and (problem := check_file(path, entry.bytes, entry.sha256)):
+            checked.problems.append(problem)
+        if index is not None:
+            _check_blocks(path, manifest, index, checked)
+            _check_pictures(path, manifest, index, checked)
+        checked.problems += check_tar(path, manifest, index)
     if manifest.scans:
-        size, digest = archive_hash(folder / manifest.scans.path)
-        if (size, digest) != (manifest.scans.bytes, manifest.scans.sha256):
-            problems.append(f"{folder / manifest.scans.path}: differs from manifest.json ({size:,} bytes found).")
-    return problems
+        checked.problems += _check_scans(folder / manifest.scans.path, manifest, checked)
+    progress("MB", total, total)
+    return checked
 
 
-def _check_sums(folder: Path, manifest: Manifest, index: Index, table: dict, what: str) -> list[str]:
-    """Compare each block's or picture's crc32; a .npy header must also stand right before a block."""
-    problems, shards = [], shard_names(manifest)
-    for number in np.flatnonzero(table["shard"] >= 0).tolist():
-        path, offset = folder / shards[table["shard"][number]], int(table["offset"][number])
-        with open(path, "rb") as handle:
-            if what == "block":
-                subject = index.sample["subject"][table["first"][number]]
-                shape = (int(table["rows"][number]), manifest.subjects[subject].voxels)
-                length = shape[0] * shape[1] * 2
-                if _header_before(handle.fileno(), offset) != (shape, False, np.dtype("<f2")):
-                    problems.append(f"{path}: block {number} is not the .npy array {shape} that the index promises.")
-            else:
-                length = int(table["bytes"][number])
-            if zlib.crc32(os.pread(handle.fileno(), length, offset)) != table["crc32"][number]:
-                problems.append(f"{path}: {what} {number} at byte {offset:,} fails its crc32.")
-    return problems
+def glance(folder: str | Path) -> Checked:
+    """Compare sizes, and check the index, without reading the shards."""
+    folder, checked = Path(folder), Checked()
+    manifest, _ = _open(folder, checked)
+    if manifest is not None and manifest.scans:
+        checked.problems += _check_scans_size(folder / manifest.scans.path, manifest)
+    return checked
+
+
+def check_file(path: Path, size: int, expected: str) -> str | None:
+    """What is wrong with a file, by its size and sha256, or None."""
+    if problem := _check_size(path, size):
+        return problem
+    try:
+        found = sha256(path)
+    except OSError as problem:
+        return f"{path}: cannot be read ({problem.strerror or problem})."
+    if found != expected:
+        return f"{path}: its sha256 differs from manifest.json; the content has changed."
+    return None
+
+
+def _check_size(path: Path, size: int) -> str | None:
+    if not path.is_file():
+        return f"{path}: missing, expected {size:,} bytes."
+    if path.stat().st_size != size:
+        return f"{path}: {path.stat().st_size:,} bytes, expected {size:,}."
+    return None
+
+
+def _check_scans_size(archive: Path, manifest: Manifest) -> list[str]:
+    size = sum(path.stat().st_size for path in archive.rglob("*") if path.is_file())
+    return [] if size == manifest.scans.bytes else [f"{archive}: {size:,} bytes, expected {manifest.scans.bytes:,}."]
+
+
+def _check_scans(archive: Path, manifest: Manifest, checked: Checked) -> list[str]:
+    """Compare the archive's size and then, if that is right, the hash over all its files."""
+    if problems := _check_scans_size(archive, manifest):
+        return problems
+    checked.bytes += manifest.scans.bytes
+    try:
+        found = archive_hash(archive)[1]
+    except OSError as problem:
+        return [f"{archive}: cannot be read ({problem})."]
+    return [] if found == manifest.scans.sha256 else [f"{archive}: the content differs from manifest.json."]
+
+
+def _open(folder: Path, checked: Checked) -> tuple[Manifest | None, Index | None]:
+    """Read the manifest and, if it is sound, the index; sizes, strangers and leaks are told."""
+    if not (folder / "manifest.json").is_file():
+        checked.problems.append(f"{folder}: no manifest.json, so this is not a finished packed folder. Pack it again.")
+        return None, None
+    try:
+        manifest = parse_manifest(folder / "manifest.json")
+    except DataError as problem:
+        checked.problems.append(str(problem))
+        return None, None
+    checked.files, checked.bytes = 1, (folder / "manifest.json").stat().st_size
+    sizes = {entry.path: _check_size(folder / entry.path, entry.bytes) for entry in manifest.files}
+    checked.problems += [problem for problem in sizes.values() if problem]
+    known = {*sizes, "manifest.json", manifest.scans.path if manifest.scans else ""}
+    for name in sorted(path.name for path in folder.iterdir() if path.name not in known):
+        checked.problems.append(f"{folder / name}: is not listed in manifest.json. Nothing reads it; remove it.")
+    if sizes.get("index.npz"):
+        return manifest, None
+    try:
+        index = read_index(folder / "index.npz", manifest)
+    except DataError as problem:
+        checked.problems.append(str(problem))
+        return manifest, None
+    checked.files, checked.bytes = 2, checked.bytes + (folder / "index.npz").stat().st_size
+    if leak := find_leak(index, manifest):
+        checked.problems.append(f"{folder / 'index.npz'}: {leak}.")
+    return manifest, index
+
+
+def _check_blocks(path: Path, manifest: Manifest, index: Index, checked: Checked) -> None:
+    """Compare each block's and each row's crc32c; a .npy header must also stand right before a block."""
+    table, dtype = index.block, np.dtype(DTYPES[manifest.dtype])
+    for number, handle in _places(path, manifest, table):
+        first, rows, offset = (int(table[name][number]) for name in ("first", "rows", "offset"))
+        shape = (rows, manifest.subjects[index.sample["subject"][first]].voxels)
+        where = f"{path}: block {number} at byte {offset:,}"
+        checked.blocks, checked.rows = checked.blocks + 1, checked.rows + rows
+        if _header_before(handle, offset) != (shape, False, dtype):
+            checked.problems.append(f"{where} has no .npy header.")
+        data = read_piece(handle, offset, shape[0] * shape[1] * dtype.itemsize)
+        if data is None:
+            checked.problems.append(f"{where} cannot be read, or the file ends before.")
+        elif crc32c(data) != table["crc32c"][number]:
+            checked.problems.append(f"{where} fails its crc32c.")
+        else:
+            length = shape[1] * dtype.itemsize
+            sums = [crc32c(data[row * length : (row + 1) * length]) for row in range(rows)]
+            if sums != index.sample["crc32c"][first : first + rows].tolist():
+                checked.problems.append(f"{where}: the index has other checksums for its rows.")
+
+
+def _check_pictures(path: Path, manifest: Manifest, index: Index, checked: Checked) -> None:
+    table = index.image
+    for number, handle in _places(path, manifest, table):
+        offset, where = int(table["offset"][number]), f"{path}: picture {number}"
+        checked.pictures += 1
+        data = read_piece(handle, offset, int(table["bytes"][number]))
+        if data is None:
+            checked.problems.append(f"{where} at byte {offset:,} cannot be read, or the file ends before.")
+        elif crc32c(data) != table["crc32c"][number]:
+            checked.problems.append(f"{where} at byte {offset:,} fails its crc32c.")
+        elif digest(data) != table["digest"][number]:
+            checked.problems.append(f"{where}: the index has another digest of it.")
+
+
+def _places(path: Path, manifest: Manifest, table: dict[str, np.ndarray]) -> Iterator[tuple[int, int]]:
+    """Numbers of the blocks or pictures of one shard in the file's order, each with an open descriptor."""
+    inside = np.flatnonzero(table["shard"] == shard_names(manifest).index(path.name))
+    with open(path, "rb") as handle:
+        for number in inside[np.argsort(table["offset"][inside], kind="stable")].tolist():
+            yield number, handle.fileno()
+
+
+def read_piece(descriptor: int, offset: int, length: int) -> bytes | None:
+    """A byte range of a file, or None if the file ends before or the disk cannot read it.
+
+    The file's size is asked first, as lengths from an index are not trusted.
+    """
+    if offset + length > os.fstat(descriptor).st_size:
+        return None
+    try:
+        return os.pread(descriptor, length, offset)
+    except OSError:
+        return None
 
 
 def _header_before(descriptor: int, offset: int) -> tuple | None:
@@ -69,19 +210,5 @@ def _header_before(descriptor: int, offset: int) -> tuple | None:
         stream = io.BytesIO(data)
         np.lib.format.read_magic(stream)
         return np.lib.format.read_array_header_1_0(stream)
-    except ValueError:
+    except DAMAGED:
         return None
-
-
-def _check_tar(path: Path) -> list[str]:
-    """Walk the members as WebDataset would: plain files named <key>.<extension>, two successive ones per key."""
-    try:
-        with tarfile.open(path, "r:") as archive:
-            members = [(member.name, member.isfile()) for member in archive]
-    except (tarfile.TarError, OSError, EOFError, ValueError) as problem:
-        return [f"{path}: not readable as a tar file ({problem})."]
-    keys = [name.partition(".")[0] for name, _ in members]
-    sound = all(is_file and name.count(".") == 1 and "/" not in name for name, is_file in members)
-    if not sound or keys[::2] != keys[1::2] or len(set(keys)) * 2 != len(keys):
-        return [f"{path}: its members are not pairs <key>.npy/.png/.jpg + <key>.json, as WebDataset needs."]
-    return []

@@ -6,6 +6,9 @@ zarr is fine as an archive and slow as a loader (0.4 ms per request), so trainin
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +16,85 @@ import numpy as np
 
 from cadiff.errors import DataError
 from cadiff.files import sha256
+from cadiff.shards.parallel import cores
 from cadiff.shards.record import safe_key
 from cadiff.shards.voxels import to_half
 
+_DESCRIPTION_BYTES = 16 * 1024**2  # most that zarr.json of the archive may have: it is read whole
+SCANS = "scans.zarr"  # name of the archive in a packed folder
 CHUNK_FRAMES = 250  # frames per chunk: 2 MB at the paper's width
 
 
 class ScanWriter:
-    """Append runs to a new archive. It lies inside a folder that is renamed when complete, so it is never seen half."""
+    """Append runs to a new archive. It lies inside a folder that is renamed when complete, so it is never seen half.
+
+    Chunks that are not compressed are plain bytes, and what describes them is a little JSON (zarr v3 specification), so
+    both are written without zarr: five times as fast, and the same bytes whatever its version.
+    """
 
     def __init__(self, folder: Path) -> None:
-        import zarr
-
         self.folder = folder
-        self._group = zarr.create_group(store=str(folder), zarr_format=3)
         self.count = 0
+        self._describe(folder, {"node_type": "group", "attributes": {}})
 
-    def add(self, subject: str, run: str, frames_TV: np.ndarray, attributes: dict[str, Any]) -> None:
-        """Store one z-scored run as ``<subject>/<run>``; subject and run are kept verbatim in its attributes."""
-        array = self._group.create_array(
-            f"{safe_key(subject)}/{safe_key(run)}",
-            shape=frames_TV.shape,
-            chunks=(min(CHUNK_FRAMES, len(frames_TV)), frames_TV.shape[1]),
-            dtype="float16",
-            compressors=None,
-            filters=None,
-            attributes={"subject": subject, "run": run, **attributes},
+    def add(
+        self,
+        subject: str,
+        run: str,
+        frames_TV: np.ndarray,
+        attributes: dict[str, Any],
+        zscore: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        """Store one z-scored run as ``<subject>/<run>``; subject and run are kept verbatim in its attributes.
+
+        Args:
+            frames_TV: float16 or float32 (T, V).
+            zscore: float32 (V,) arrays by name, what the run was z-scored with: kept as ``<subject>/<run>.<name>``.
+        """
+        group, key = self.folder / safe_key(subject), safe_key(run)
+        if not group.is_dir():
+            self._describe(group, {"node_type": "group", "attributes": {}})
+        half_TV = frames_TV if frames_TV.dtype == np.float16 else to_half(frames_TV)
+        self._store(group / key, half_TV, CHUNK_FRAMES, {"subject": subject, "run": run, **attributes})
+        for name, values_V in (zscore or {}).items():
+            self._store(group / f"{key}.{name}", values_V, len(values_V), {})
+
+    def _store(self, folder: Path, values: np.ndarray, rows: int, attributes: dict[str, Any]) -> None:
+        """Write an array in chunks of ``rows`` entries of its first axis."""
+        rows = min(rows, len(values))
+        self._describe(
+            folder,
+            {
+                "node_type": "array",
+                "shape": values.shape,
+                "data_type": values.dtype.name,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows, *values.shape[1:]]}},
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+                "fill_value": 0.0,
+                "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+                "attributes": attributes,
+                "storage_transformers": [],
+            },
         )
-        array[:] = to_half(frames_TV)
+        little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+        for number, start in enumerate(range(0, len(values), rows)):
+            path = folder.joinpath("c", str(number), *["0"] * (values.ndim - 1))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as handle:
+                handle.write(little[start : start + rows].data)
+                handle.truncate(rows * values[0].nbytes)  # the last chunk is whole too, filled up with zeros
         self.count += 1
+
+    def _describe(self, folder: Path, node: dict[str, Any]) -> None:
+        folder.mkdir()
+        text = json.dumps({"zarr_format": 3, **node}, indent=1, sort_keys=True, allow_nan=False)
+        (folder / "zarr.json").write_text(text, encoding="utf-8")
+
+    def adopt(self, folder: Path) -> None:
+        """Move another archive's arrays into this one; no subject may be in both."""
+        for subject in sorted(path for path in folder.iterdir() if path.is_dir()):
+            self.count += sum(1 for path in subject.iterdir() if path.is_dir())
+            os.rename(subject, self.folder / subject.name)
 
     def describe(self) -> dict[str, Any]:
         """The manifest's entry for this archive."""
@@ -51,11 +104,12 @@ class ScanWriter:
 
 def archive_hash(folder: Path) -> tuple[int, str]:
     """Total bytes, and one sha256 over the sorted names, sizes and hashes of all files."""
-    total, digest = 0, hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        size = path.stat().st_size
-        total += size
-        digest.update(f"{path.relative_to(folder).as_posix()}\t{size}\t{sha256(path)}\n".encode())
+    paths, total, digest = sorted(p for p in folder.rglob("*") if p.is_file()), 0, hashlib.sha256()
+    with ThreadPoolExecutor(cores()) as pool:
+        for path, content in zip(paths, pool.map(sha256, paths)):
+            size = path.stat().st_size
+            total += size
+            digest.update(f"{path.relative_to(folder).as_posix()}\t{size}\t{content}\n".encode())
     return total, digest.hexdigest()
 
 
@@ -67,8 +121,12 @@ def open_scans(folder: str | Path) -> Any:
     """
     import zarr
 
-    path = Path(folder) / "scans.zarr"
+    path = Path(folder) / SCANS
     try:
+        if not (path / "zarr.json").is_file():
+            raise FileNotFoundError("no zarr.json")
+        if (size := (path / "zarr.json").stat().st_size) > _DESCRIPTION_BYTES:
+            raise ValueError(f"zarr.json has {size:,} bytes")
         return zarr.open_group(store=str(path), mode="r")
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
         raise DataError(f"{path}: no readable scan archive ({problem}). Only packed HCP runs have one.") from None

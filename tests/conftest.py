@@ -62,6 +62,7 @@ def tiny_set(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "set"
 
     def fill(pack):
+        pack.split_by = "stimulus"
         pack.declare("label", ["red", "green", "blue"])
         for subject, voxels in (("A", 30), ("B", 27)):
             weights = rng.standard_normal((3, voxels))
@@ -71,6 +72,7 @@ def tiny_set(tmp_path_factory) -> Path:
         for i, name in enumerate(names):
             pixels = np.zeros((16, 16, 3), np.uint8)
             pixels[2 + i % 5 : 12, 3:13] = colours[i % 3]
+            pixels[0, 0] = i  # no two stimuli are one picture: that would be a leak
             pack.picture(name, encode_png(pixels), "png")
 
     pack_folder(folder, "table", {"tiny": 1}, {}, fill, silent)

@@ -143,13 +143,13 @@ def test_plan_counts_what_the_paper_trains(cadiff):
     assert "164,419,600 parameters" in cadiff("plan", "phase1_hcp")[1]
 
 
-def test_shards_show_and_verify(cadiff, tiny_set, tmp_path):
-    code, out, _ = cadiff("shards", "show", tiny_set, "--json")
+def test_shards_info_and_verify(cadiff, tiny_set, tmp_path):
+    code, out, _ = cadiff("shards", "info", tiny_set, "--json")
     facts = json.loads(out)
     assert code == 0
     assert facts["samples"] == {"train": 64, "val": 16, "test": 16}
     assert facts["classes"] == ["red", "green", "blue"]
-    assert "subjects" in cadiff("shards", "show", tiny_set)[1]
+    assert "subjects" in cadiff("shards", "info", tiny_set)[1]
     assert cadiff("shards", "verify", tiny_set)[0] == 0
     import shutil
 
@@ -164,14 +164,11 @@ def test_shards_show_and_verify(cadiff, tiny_set, tmp_path):
     assert shard.name in err
 
 
-def test_doctor_and_loader_bench_speak_json(cadiff, tiny_set):
+def test_doctor_speaks_json(cadiff):
     report = json.loads(cadiff("doctor", "--json")[1])
     assert report["packages"]["torch"].startswith("2.")
     assert report["paths"]["self-check"] == "kernels agree with their references"
     assert "attention" in cadiff("doctor")[1]
-    measured = json.loads(cadiff("bench", "loader", tiny_set, "--seconds", "0.1", "--batch", "16", "--json")[1])
-    assert measured["ratio"] == pytest.approx(measured["stream_per_s"] / measured["gather_per_s"])
-    assert "gather" in cadiff("bench", "loader", tiny_set, "--seconds", "0.1", "--batch", "16")[1]
 
 
 def test_convert_and_report_commands(cadiff, tmp_path, tiny_job):

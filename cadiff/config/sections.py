@@ -16,11 +16,21 @@ class Section(BaseModel):
 class Data(Section):
     """What the job reads: packed shard folders and which part of them."""
 
-    shards: list[str] = Field(min_length=1)  # folders written by `cadiff pack`, mixed in the order given
+    shards: list[str] = Field(min_length=1)  # folders written by `cadiff pack`, or URLs of such (s3://, gs://, http://)
+    weights: list[float] = []  # share of each set in every batch; empty pools all sets
     split: Literal["train"] = "train"  # training never reads another split
     val_split: Literal["val"] = "val"  # checkpoints are judged on this, never on test
     subjects: list[str] = []  # only these subjects; empty means all
     image_size: int = Field(256, ge=16, multiple_of=8)  # pixels per side after resizing
+    # "random" mixes the whole set in every epoch; "window" reads it in pieces, for sets beyond memory; "auto" decides
+    # by the sets' bytes (above 16 GiB: window), so every machine decides alike.
+    order: Literal["auto", "random", "window"] = "auto"
+    workers: int = Field(1, ge=0)  # threads that prepare batches; 0 prepares them when they are due
+    cache: Literal["none", "ram", "gpu"] = "none"  # hold all signals, checked, in one table there
+    remote_cache_gb: float = Field(100.0, gt=0)  # local disk for remote sets, all together
+    on_damage: Literal["raise", "quarantine"] = "raise"  # quarantine puts a certain other sample in place
+    damage_budget: float = Field(0.001, ge=0, le=1)  # part of the samples that may be quarantined
+    check: Literal["first", "every"] = "first"  # checksums of blocks on their first read, or of rows on every read
 
 
 class Optim(Section):

@@ -125,7 +125,8 @@ def norm_groups(channels: list[int]) -> int:
 
 def to_unit(image_B3SS: Tensor) -> Tensor:
     """Images uint8 as float32 in [-1, 1]."""
-    return image_B3SS.float() / 127.5 - 1.0
+    # A batch may hold colour last in memory, as pictures are decoded; networks get one layout, whatever the source.
+    return image_B3SS.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1.0
 
 
 def to_bytes(image_B3SS: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def normalise_image(image_BCSS: Tensor) -> Tensor:
     if image_BCSS.dtype != torch.uint8:
         raise TypeError(f"expected uint8 images, found {image_BCSS.dtype}")
     mean, std = _channel_statistics(image_BCSS.device)
-    return (image_BCSS.float() / 255 - mean) / std
+    # A batch may hold colour last in memory, as pictures are decoded; networks get one layout, whatever the source.
+    return (image_BCSS.to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std
 
 
 def restore_image(pixels_BCSS: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -17,51 +17,51 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
+@bench.callback()
+def _root() -> None:
+    """A group even while it has one command: others join it."""
+
+
 @bench.command("loader")
 def loader(
-    shards: Path = typer.Argument(help="A packed folder with fMRI."),
+    shards: Path = typer.Argument(None, help="A packed folder; without one, a set of the paper's shape is made."),
     batch: int = typer.Option(250, min=1, help="Samples per batch."),
-    seconds: float = typer.Option(2.0, min=0.1, help="How long each contender runs."),
+    seconds: float = typer.Option(3.0, min=0.1, help="How long each contender runs."),
+    workers: str = typer.Option("0,1,2", help="Numbers of loader threads to try."),
+    report: Path = typer.Option(None, help="Also write an HTML page with the plot here."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Samples per second of the training stream, and of a bare gather of random rows from memory."""
-    report = measure_loader(shards, batch, seconds)
+    """Samples and bytes per second, time to the first batch and memory of the training stream, warm and cold.
+
+    Each beside its limit in the same run: random row copies from memory, the disk's sequential rate, the bare JPEG
+    decoder; and beside the stock webdataset package on the same tars, and on tars of one frame a sample.
+    """
+    from cadiff.launch.loader_bench import measure
+    from cadiff.launch.loader_page import write_page
+    from cadiff.launch.view import View
+
+    with ExitStack() as stack:
+        if shards is None:
+            from cadiff.shards.synthetic.loader_set import make_loader_set
+
+            shards = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cadiff-bench-"))) / "paper-shape"
+            make_loader_set(shards)
+        numbers = [int(part) for part in workers.split(",") if part.strip().isdigit()] or [1]
+        told = measure(shards, batch, seconds, numbers, View().line)
+    if report is not None:
+        write_page(report, told)
     if as_json:
-        typer.echo(json.dumps(report, indent=1))
+        typer.echo(json.dumps(told, indent=1))
         return
-    typer.echo(f"stream  {report['stream_per_s']:>12,.0f} samples/s of {report['voxels']:,} voxels")
-    typer.echo(f"gather  {report['gather_per_s']:>12,.0f} samples/s from memory: the limit of one core")
-    typer.echo(f"ratio   {report['ratio']:>12.2f}")
+    typer.echo(f"{told['samples']:,} samples of {told['voxels']:,} voxels, {told['dtype']}, {told['cores']} cores")
+    for entry in told["contenders"]:
+        typer.echo(_line(entry))
 
 
-def measure_loader(shards: Path, batch: int, seconds: float) -> dict[str, float | int | str]:
-    import numpy as np
-    import torch
-
-    from cadiff.shards.dataset import Dataset
-    from cadiff.shards.stream import Stream
-
-    ds = Dataset(shards)
-    batch = min(batch, len(ds.ids("train")))
-    stream = Stream([ds], split="train", batch=batch, micro_batch=batch, width=ds.voxels)
-    table = np.zeros((max(batch, min(len(ds), 20_000)), ds.voxels), dtype=np.float32)
-    rows = np.random.default_rng(0).integers(0, len(table), (64, batch))
-    target = np.empty((batch, ds.voxels), dtype=np.float32)
-    read = _rate(lambda i: stream.micro(i, 0), batch, seconds)
-    gather = _rate(lambda i: np.take(table, rows[i % 64], axis=0, out=target, mode="clip"), batch, seconds)
-    return {
-        "bench": "loader", "voxels": ds.voxels, "batch": batch, "stream_per_s": read, "gather_per_s": gather,
-        "ratio": read / gather, "torch": torch.__version__, "threads": torch.get_num_threads(),
-    }  # fmt: skip
-
-
-def _rate(work: Callable[[int], object], batch: int, seconds: float) -> float:
-    """Median samples per second over five rounds, after one that is not counted."""
-    rates, step = [], 0
-    for _ in range(6):
-        start, before = time.perf_counter(), step
-        while time.perf_counter() - start < seconds / 5:
-            work(step)
-            step += 1
-        rates.append((step - before) * batch / (time.perf_counter() - start))
-    return statistics.median(rates[1:])
+def _line(entry: dict[str, Any]) -> str:
+    share = entry.get("share_of_limit", entry.get("share_of_disk"))
+    beside = "" if share is None else f"{100 * share:>5.0f} % of {'disk' if 'share_of_disk' in entry else 'limit'}"
+    speed = f"{entry['bytes_per_s'] / 1e9:6.2f} GB/s" if "bytes_per_s" in entry else " " * 11
+    first = f"first batch {entry['first_batch_s']:.3f} s" if "first_batch_s" in entry else ""
+    start = f"{entry['name']:<38}{entry['samples_per_s']:>11,.0f}/s {speed}"
+    return f"{start} {beside:<16} {first:<21} {entry['rss_mb']:6.0f} MB"

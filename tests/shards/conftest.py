@@ -87,3 +87,13 @@ def god_files(tmp_path_factory) -> Path:
         }
         np.savez(folder / f"sbj_{number}.npz", **arrays, **masks)
     return folder
+
+
+@pytest.fixture(scope="session")
+def nsd_files(tmp_path_factory) -> Path:
+    """NSD's layout: two subjects, three sessions of 750 trials, 8 shared pictures, 40 of each one's own, 60 voxels."""
+    from cadiff.shards.synthetic.nsd_files import NsdPlan, write_nsd
+
+    root = tmp_path_factory.mktemp("nsd")
+    write_nsd(root, NsdPlan())
+    return root

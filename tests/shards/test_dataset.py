@@ -8,8 +8,9 @@ import pytest
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.files import sha256
-from cadiff.shards import dataset as dataset_module
+from cadiff.shards import picture_store
 from cadiff.shards.dataset import Dataset
+from cadiff.shards.manifest import manifest_checksum
 from cadiff.shards.verify import verify
 
 
@@ -29,6 +30,7 @@ def rewrite(folder, change, arrays=None):
         path = folder / entry["path"]
         entry.update(bytes=path.stat().st_size, sha256=sha256(path))
     change(manifest)
+    manifest["checksum"] = manifest_checksum(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -64,17 +66,11 @@ def test_pictures_are_resized_once_and_kept(tiny_set, monkeypatch):
     ds = Dataset(tiny_set)
     first = ds.images(np.array([3, 3, 40]), 16)
     assert first.shape == (3, 3, 16, 16) and first.dtype == np.uint8 and (first[0] == first[1]).all()
-    monkeypatch.setattr(dataset_module, "decode_square", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr(picture_store, "decode_square", lambda *a: pytest.fail("decoded again"))
     np.testing.assert_array_equal(ds.images(np.array([40, 3]), 16), first[[2, 0]])
     monkeypatch.undo()
-    monkeypatch.setattr(dataset_module, "PICTURE_CACHE_BYTES", 0)
+    monkeypatch.setattr(picture_store, "CACHE_BYTES", 0)
     np.testing.assert_array_equal(Dataset(tiny_set).images(np.array([40, 3]), 16), first[[2, 0]])
-
-
-def test_a_set_larger_than_memory_is_read_without_read_ahead(tiny_set, monkeypatch):
-    expected = Dataset(tiny_set).signals(np.arange(5), 32)
-    monkeypatch.setattr(Dataset, "_beyond_memory", lambda self: True)
-    np.testing.assert_array_equal(Dataset(tiny_set).signals(np.arange(5), 32), expected)
 
 
 def test_an_unfinished_folder_is_refused(tmp_path, copy):
@@ -141,7 +137,7 @@ def test_an_index_changed_afterwards_is_refused(copy):
         lambda m: m["stimuli"].append("one more"),
         lambda m: m.update(runs=[]),
         lambda m: m["samples"].update(train=65, val=15),
-        lambda m: m.update(rois=[{"subject": "*", "name": "V1", "array": "roi_99999"}]),
+        lambda m: m["arrays"].append({"subject": "*", "role": "roi", "name": "V1", "array": "array_000099"}),
     ],
 )
 def test_a_tampered_manifest_is_refused(copy, change):
@@ -197,7 +193,11 @@ def test_a_compressed_index_is_refused(copy):
 
 def test_a_picture_that_does_not_decode_is_named(copy):
     def shorten(arrays):
+        from cadiff.shards.encoding import crc32c
+
         arrays["image_bytes"][2] = 30
+        shard = (copy / "images-000000.tar").read_bytes()
+        arrays["image_crc32c"][2] = crc32c(shard[arrays["image_offset"][2] :][:30])
 
     rewrite(copy, lambda manifest: None, shorten)
     with pytest.raises(DataError, match="stimulus s02: the stored picture does not decode"):

@@ -85,6 +85,37 @@ def test_regions_of_both_hemispheres_are_kept(ds):
     assert sum(len(rois[name]) for name in ("EarlyVis", "LOC", "OPA", "PPA", "RSC")) == 55
 
 
+def test_legacy_statistics_are_those_of_all_padded_trials(golden, raw, tmp_path):
+    stored = golden("dataprep")
+    betas, padded = stored["voxts.112.in"][:16], stored["pad.112.out"][:16]
+
+    def scale(values):
+        return (values - values.mean()) / values.std()
+
+    np.testing.assert_allclose(scale(stored["normalize.in"]), stored["normalize.out"], atol=1e-5)
+    root = shutil.copytree(raw[0], tmp_path / "raw")
+    parts = [f"{side}{roi}" for roi in ("EarlyVis", "LOC", "OPA", "PPA", "RSC") for side in ("LH", "RH")]
+    for part, columns in zip(parts, np.array_split(np.arange(112), 10)):
+        np.save(next((root / "BOLD5000_GLMsingle_ROI_betas/py").glob(f"CSI1_*_{part}.npy")), betas[:, columns])
+    pack_bold5000(root, tmp_path / "out", subjects=["CSI1"], val_fraction=0.2, legacy=True)
+    ds, expected = Dataset(tmp_path / "out"), scale(padded)[:, :112]
+    np.testing.assert_allclose(ds.stats("CSI1").std[0], padded.std(), rtol=1e-5)  # test and validation trials as well
+    shown = raw[1]["CSI1"]
+    train = [row for row, name in enumerate(shown) if name not in TESTED]
+    np.testing.assert_allclose(ds.signals(np.arange(11), 112), expected[train], atol=4e-3)
+    mean = expected[[row for row, name in enumerate(shown) if name == TESTED[0]]].mean(0)
+    np.testing.assert_allclose(ds.signals(ds.ids("test")[:1], 112)[0], mean, atol=4e-3)
+    options = ds.manifest["options"]
+    assert (options["normalise"], options["legacy"]) == ("scalar", True)
+
+
+def test_legacy_differs_from_what_training_trials_give(raw, tmp_path):
+    for name, legacy in (("new", False), ("old", True)):
+        pack_bold5000(raw[0], tmp_path / name, subjects=["CSI1"], normalise="scalar", legacy=legacy)
+    new, old = Dataset(tmp_path / "new"), Dataset(tmp_path / "old")
+    assert new.stats("CSI1").mean[0] != old.stats("CSI1").mean[0] and len(new) == len(old) == 13  # nothing is cut off
+
+
 def test_picture_files_and_plain_lists_serve_as_well(raw, tmp_path):
     from PIL import Image
 
@@ -121,11 +152,12 @@ def test_what_does_not_fit_is_refused(raw, tmp_path):
     path.unlink()
     with pytest.raises(ConfigError, match="0 files CSI4"):
         pack_bold5000(root, tmp_path / "x")
-    for options in ({"subjects": ["CSI9"]}, {"root": tmp_path / "none"}, {"normalise": "no"}):
+    both = {"normalise": "voxel", "legacy": True}
+    for options in ({"subjects": ["CSI9"]}, {"root": tmp_path / "none"}, {"normalise": "no"}, both):
         with pytest.raises(ConfigError):
             pack_bold5000(**{"root": raw[0], "out": tmp_path / "x", **options})
     (root / "BOLD5000_Stimuli/Scene_Stimuli/repeated_stimuli_113_list.txt").unlink()
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(ConfigError, match=r"repeated_stimuli_113_list\.txt: no such file"):
         pack_bold5000(root, tmp_path / "x")
 
 

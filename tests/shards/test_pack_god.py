@@ -78,6 +78,36 @@ def test_one_mean_for_all_voxels_on_request(god_files, tmp_path):
     assert ds.stats("sbj_1").mean.shape == (1,) and [len(ds.ids(s)) for s in ("train", "test")] == [10, 4]
 
 
+@pytest.mark.parametrize("voxels", [100, 112])
+def test_legacy_statistics_are_those_of_the_padded_training_rows(golden, broken, tmp_path, voxels):
+    stored = golden("dataprep")
+    rows, padded = stored[f"voxts.{voxels}.in"], stored[f"pad.{voxels}.out"]  # 112 gets a whole patch of 16 more
+    assert padded.shape == (len(rows), 112 if voxels == 100 else 128)
+    masks = {"VC": np.ones(voxels, bool), "V1": None, "LOC": None}
+    edit(broken / "sbj_1.npz", arr_0=rows[:12], arr_2=rows[12:16], **masks)
+    pack_god(broken, tmp_path / "out", subjects=["sbj_1"], val_fraction=0, legacy=True)
+    ds = Dataset(tmp_path / "out")
+    mean, std = padded[:12].mean(), padded[:12].std()
+    np.testing.assert_allclose([ds.stats("sbj_1").mean[0], ds.stats("sbj_1").std[0]], [mean, std], rtol=1e-5)
+    assert abs(rows[:12].std() - std) > 1e-4 * std  # not what the unpadded rows give
+    np.testing.assert_allclose(ds.signals(ds.ids("train"), voxels), (rows[:12] - mean) / std, atol=4e-3)
+    np.testing.assert_allclose(ds.signals(ds.ids("test"), voxels), (rows[12:16] - mean) / std, atol=4e-3)
+    options = ds.manifest["options"]
+    assert (options["normalise"], options["legacy"]) == ("scalar", True)
+
+
+def test_legacy_statistics_leave_validation_out(god_files, tmp_path):
+    pack_god(god_files, tmp_path / "out", subjects=["sbj_1"], legacy=True)
+    ds, subject = Dataset(tmp_path / "out"), np.load(god_files / "sbj_1.npz")
+    rows = subject["arr_0"][ds.ids("train")][:, subject["VC"]].astype(np.float32)
+    padded = rows[:, np.arange(48) % 35]  # 35 voxels
+    assert len(ds.ids("val")) == 2 and ds.voxels == 35
+    np.testing.assert_allclose(ds.stats("sbj_1").mean[0], padded.mean(), rtol=1e-5)
+    pack_god(god_files, tmp_path / "plain", subjects=["sbj_1"])
+    options = Dataset(tmp_path / "plain").manifest["options"]
+    assert (options["normalise"], options["legacy"]) == ("voxel", False)
+
+
 def test_regions_are_columns_of_the_packed_signal(god_files, ds, tmp_path):
     subject = np.load(god_files / "sbj_1.npz")
     columns = np.flatnonzero(subject["VC"])
@@ -138,10 +168,16 @@ def test_labels_must_have_classes_and_be_unique(broken, tmp_path):
     (broken / "imagenet_class_index.json").write_text('{"0": ["n01518878"]}')
     with pytest.raises(DataError, match="expected a dictionary of entries"):
         read_stimuli(broken)
-    labels.unlink()
-    (broken / "imagenet_training_label.csv").unlink()
-    with pytest.raises(DataError):
-        read_stimuli(broken)
+
+
+def test_missing_files_of_the_release_are_config_errors(broken, tmp_path):
+    for name in ("imagenet_testing_label.csv", "imagenet_class_index.json", "images_256.npz"):
+        kept = (broken / name).read_bytes()
+        (broken / name).unlink()
+        with pytest.raises(ConfigError, match=f"no {name}"):
+            pack_god(broken, tmp_path / "x")
+        (broken / name).write_bytes(kept)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_class_name_used_twice_gets_its_id(broken):
@@ -166,7 +202,8 @@ def test_pictures_must_fit_the_labels(broken, tmp_path):
 
 
 def test_wrong_folders_subjects_and_options_are_config_errors(god_files, tmp_path):
-    for options in ({"root": tmp_path}, {"subjects": ["sbj_9"]}, {"normalise": "max"}, {"test": "all"}):
+    both = {"normalise": "voxel", "legacy": True}
+    for options in ({"root": tmp_path}, {"subjects": ["sbj_9"]}, {"normalise": "max"}, {"test": "all"}, both):
         with pytest.raises(ConfigError):
             pack_god(**{"root": god_files, "out": tmp_path / "x", **options})
 

@@ -62,7 +62,46 @@ def test_labels_csv_wins_and_may_set_the_split(album, tmp_path):
         pack_images(album, tmp_path / "no")
 
 
-def test_an_undecodable_file_is_named_or_skipped(album, tmp_path):
+def test_labels_csv_beside_the_folder_serves_if_it_is_about_its_pictures(album, tmp_path):
+    beside = album.parent / "labels.csv"
+    beside.write_text("file,label,split\nalbum/cat/01.jpg,tiger,test\n00.png,wolf,\nelsewhere/x.jpg,owl,\n")
+    summary = pack_images(album, tmp_path / "out")
+    ds = Dataset(tmp_path / "out")
+    assert ds.classes == ["tiger", "wolf"] and [ds.stimuli[i] for i in ds.ids("test")] == ["cat/01.jpg"]
+    assert summary["notes"] == {"label_lines_of_other_pictures": 1}
+    for text in ("file,label\nelsewhere.jpg,owl\n", "name,label\n00.png,wolf\n", ""):
+        beside.write_text(text)  # about something else: the sub-folders' names are taken
+        pack_images(album, tmp_path / f"other{len(text)}")
+        assert Dataset(tmp_path / f"other{len(text)}").classes == ["cat", "dog"]
+    beside.write_text("file,label,split\n00.png,wolf,dev\n")
+    with pytest.raises(DataError, match="split 'dev'"):
+        pack_images(album, tmp_path / "no")
+
+
+def test_a_label_is_of_one_picture(album, tmp_path):
+    Image.new("RGB", (20, 20)).save(album / "cat" / "00.png")
+    for text, message in (
+        ("file,label\n00.png,x\n", "line 2: several pictures called '00.png'"),
+        ("file,label\n01.jpg,x\ncat/01.jpg,y\n", "line 3: already a line for 'cat/01.jpg'"),
+    ):
+        (album / "labels.csv").write_text(text)
+        with pytest.raises(DataError, match=message):
+            pack_images(album, tmp_path / "no")
+
+
+def test_the_same_picture_in_two_splits_is_refused_and_in_one_is_noted(album, tmp_path):
+    (album / "dog" / "copy.jpg").write_bytes((album / "cat" / "01.jpg").read_bytes())
+    lines = "file,label,split\ncat/01.jpg,x,train\ndog/copy.jpg,x,"
+    (album / "labels.csv").write_text(f"{lines}test\n")
+    with pytest.raises(ConfigError, match=r"dog/copy\.jpg \(test\) and cat/01\.jpg \(train\) are the same picture"):
+        pack_images(album, tmp_path / "out", val_fraction=0)
+    assert not (tmp_path / "out").exists()
+    (album / "labels.csv").write_text(f"{lines}train\n")
+    summary = pack_images(album, tmp_path / "out", val_fraction=0)
+    assert summary["notes"] == {"duplicates": {"dog/copy.jpg": "cat/01.jpg"}} and summary["samples"]["train"] == 13
+
+
+def test_an_undecodable_file_is_named_or_skipped(album, tmp_path, caplog):
     path = album / "cat" / "01.jpg"
     path.write_bytes(path.read_bytes()[:200])
     (album / "cat" / "text.png").write_text("not a picture")
@@ -71,10 +110,20 @@ def test_an_undecodable_file_is_named_or_skipped(album, tmp_path):
     summary = pack_images(album, tmp_path / "out", skip_bad=True)
     assert [entry["what"] for entry in summary["dropped"]] == ["cat/01.jpg", "cat/text.png"]
     assert sum(summary["samples"].values()) == 11
-    with pytest.raises(ConfigError, match="files here"):
+    assert not caplog.records  # what is in the summary is not said twice
+    with pytest.raises(ConfigError, match="no such folder"):
         pack_images(tmp_path / "nothing", tmp_path / "x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="files here"):
+        pack_images(tmp_path / "empty", tmp_path / "x")
     with pytest.raises(ConfigError, match="max_side"):
         pack_images(album, tmp_path / "x", max_side=2)
+
+
+def decoded(data, size):
+    square = np.empty((size, size, 3), np.uint8)
+    decode_square(data, square, "x")
+    return square
 
 
 def test_other_modes_and_large_pictures_become_small_rgb(tmp_path):
@@ -82,16 +131,29 @@ def test_other_modes_and_large_pictures_become_small_rgb(tmp_path):
     Image.new("CMYK", (10, 10)).save(tmp_path / "print.jpg")
     for name in ("grey.png", "print.jpg"):
         data, kind = read_picture(tmp_path / name, 450)
-        assert kind == "jpg" and decode_square(data, 20, name).shape == (3, 20, 20)
+        assert kind == "jpg" and len(np.unique(decoded(data, 20))) < 5
     data, _ = read_picture(tmp_path / "grey.png", 450)
-    assert np.abs(decode_square(data, 20, "x").astype(int) - 77).max() <= 1
+    assert np.abs(decoded(data, 20).astype(int) - 77).max() <= 1
 
 
 def test_decoding_takes_the_centre_square():
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = 250
-    assert (decode_square(encode_png(pixels), 10, "x") == 250).all()
-    assert (decode_square(encode_png(pixels), 4, "x") == 250).all()
+    assert (decoded(encode_png(pixels), 10) == 250).all()
+    assert (decoded(encode_png(pixels), 4) == 250).all()
+
+
+def test_a_jpeg_of_the_wanted_size_decodes_to_pillows_bytes(tmp_path):
+    import io
+
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    for options in ({"quality": 95, "subsampling": 0}, {"quality": 60}, {"progressive": True}):
+        stream = io.BytesIO()
+        Image.fromarray(noise).save(stream, "JPEG", **options)
+        stream.seek(0)
+        np.testing.assert_array_equal(decoded(stream.getvalue(), 32), np.asarray(Image.open(stream)))
+    with pytest.raises(DataError, match="x: the stored picture does not decode"):
+        decoded(stream.getvalue()[:300], 32)
 
 
 def test_a_picture_bomb_is_refused(tmp_path, monkeypatch):
@@ -113,7 +175,7 @@ def test_both_conventions_of_pixels_become_uint8():
 
 
 def test_a_hundred_real_photos_pack(realdata, tmp_path):
-    summary = pack_images(realdata / "images", tmp_path / "out", val_fraction=0.2)
+    summary = pack_images(realdata / "images" / "jpg256", tmp_path / "out", val_fraction=0.2)  # labels.csv is beside
     ds = Dataset(tmp_path / "out")
     assert summary["samples"] == {"train": 80, "val": 20, "test": 0} and len(ds.classes) == 100
     assert "goldfish" in ds.classes and ds.images(np.arange(100), 64).std() > 40

@@ -29,7 +29,11 @@ def fill(pack):
 
 
 def pack(out, options=None, sources=None, how=fill):
-    return pack_folder(out, "table", options or {"o": 1}, sources or {}, how, silent)
+    def split_within_runs(pack):
+        pack.split_by = "tail"
+        how(pack)
+
+    return pack_folder(out, "table", options or {"o": 1}, sources or {}, split_within_runs, silent)
 
 
 def contents(folder):
@@ -144,9 +148,12 @@ def test_members_carry_no_time_and_no_owner(tmp_path):
             assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
 
 
-def test_a_full_shard_is_followed_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(tars, "SHARD_BYTES", 3000)
-    pack(tmp_path / "out")
+def test_a_full_shard_is_followed_by_the_next(tmp_path):
+    def small(pack):
+        pack.tars["fmri"] = tars.Tars(pack.folder, "fmri", pack.shards, 3000)
+        fill(pack)
+
+    pack(tmp_path / "out", how=small)
     ds = Dataset(tmp_path / "out")
     assert len(list(ds.folder.glob("fmri-*.tar"))) > 1
     np.testing.assert_array_equal(ds.signals(np.arange(150), 10), SIGNALS.astype(np.float16))
@@ -185,6 +192,7 @@ def test_names_are_kept_verbatim_but_keys_are_safe():
 def test_the_manifest_lists_what_was_packed(tmp_path):
     pack(tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["subjects"] == [{"name": "sub.01", "voxels": 10}, {"name": "sub-01", "voxels": 7}]
+    subjects = [(entry["name"], entry["voxels"], entry["family"]) for entry in manifest["subjects"]]
+    assert subjects == [("sub.01", 10, ""), ("sub-01", 7, "")]
     assert manifest["runs"] == ["rest/1", "rest-1"] and manifest["stimuli"] == ["a.b", "a-b"]
-    assert manifest["classes"] == ["x", "y"] and manifest["dtype"] == "<f2"
+    assert manifest["classes"] == ["x", "y"] and manifest["dtype"] == "float16"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cadiff.errors import ConfigError
-from cadiff.shards.sampler import Sampler, keyed_permutation
+from cadiff.shards.sampler import Sampler, WindowedSampler, keyed_permutation
 
 
 def test_the_permutation_never_changes():
@@ -35,3 +35,21 @@ def test_epochs_seeds_and_data_versions_have_different_orders():
 def test_too_few_samples_for_a_batch_is_a_config_error():
     with pytest.raises(ConfigError, match="cannot fill one batch"):
         Sampler(3, 4, 0, "v")
+
+
+def test_the_windowed_order_never_changes():
+    sampler = WindowedSampler(np.arange(100) // 10, 16, 12, 5, "v")
+    assert sampler.steps_per_epoch == 8 and sampler.streams == 12
+    assert sampler.positions(0).tolist() == [87, 40, 48, 10, 14, 32, 3, 91, 98, 75, 23, 62]
+    assert sampler.positions(8).tolist() == [37, 38, 69, 99, 52, 57, 88, 15, 72, 76, 4, 22]
+
+
+def test_ranks_share_few_pieces_of_a_windowed_order():
+    pieces = np.arange(96_000) // 256
+    sampler = WindowedSampler(pieces, 640, 960, 0, "v")
+    order = np.stack([sampler.positions(step) for step in range(sampler.steps_per_epoch)])
+    for world, most in ((1, 1.0), (4, 1.02), (16, 1.06), (20, 1.5)):
+        share = 960 // world
+        read = sum(len(np.unique(pieces[order[:, r * share : (r + 1) * share]])) for r in range(world))
+        assert read / (pieces[-1] + 1) <= most, world
+    assert len(np.unique(pieces[order[40]])) > 100  # and still a batch mixes a third of the set

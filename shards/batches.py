@@ -1,0 +1,79 @@
+"""The memory of a batch: buffers that are filled again and again, and the views of them that a trainer sees."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Buffers = dict[str, Tensor]
+
+
+def packed_lengths(voxels_N: np.ndarray, patch: int) -> np.ndarray:
+    """Values of each sample in a packed batch: its own voxels, padded to whole patches: int64 (N,)."""
+    return -(-voxels_N // patch) * patch
+
+
+def balanced(lengths_N: np.ndarray) -> np.ndarray:
+    """An order in which equal contiguous parts of a batch hold nearly equal numbers of values: int64 (N,).
+
+    Steps of the golden section through the samples sorted by length: every stretch of such a walk is spread evenly
+    over the whole range, so the batch balances for any number of ranks and micro-batches, without knowing it.
+    """
+    count = len(lengths_N)
+    step = next(m for m in range(max(1, round(count * 0.618)), 2 * count) if math.gcd(m, count) == 1)
+    return np.argsort(lengths_N, kind="stable")[np.arange(count) * step % count]
+
+
+def pack_rows(rows_NW: Tensor, lengths_N: np.ndarray, out: Tensor) -> int:
+    """Lay the beginnings of the rows end to end in ``out``; returns how many values that are."""
+    keep_NW = torch.arange(rows_NW.shape[1])[None, :] < torch.from_numpy(lengths_N)[:, None]
+    total = int(lengths_N.sum())
+    torch.masked_select(rows_NW, keep_NW.to(rows_NW.device), out=out[:total])
+    return total
+
+
+def make_buffers(keys: list[str], rows: int, width: int, size: int, device: torch.device, pin: bool) -> Buffers:
+    """Memory for one batch. Signals lie where the set's rows are; pictures hold colour last, as they are decoded.
+
+    Args:
+        size: pixels per side of pictures.
+        pin: page-locked memory, from which a GPU copies while it computes.
+    """
+    shapes = {"signal": ((rows, width), torch.float32), "image": ((rows, size, size, 3), torch.uint8)}
+    buffers = {}
+    if "lengths" in keys:
+        shapes["packed"] = (rows * width,), torch.float32
+    for key in [*keys, *(["packed"] if "lengths" in keys else [])]:
+        shape, dtype = shapes.get(key, ((rows,), torch.int64))
+        where = device if key in ("signal", "packed") else torch.device("cpu")
+        buffers[key] = torch.empty(shape, dtype=dtype, device=where, pin_memory=pin and where.type == "cpu")
+    return buffers
+
+
+def views(buffers: Buffers, keys: list[str]) -> dict[str, Tensor]:
+    """A batch as models read it, without copying: pictures as (b, 3, S, S), packed signals in one row."""
+    batch = {key: buffers[key] for key in keys}
+    if "image" in batch:
+        batch["image"] = batch["image"].permute(0, 3, 1, 2)
+    if "packed" in buffers:
+        batch["signal"] = buffers["packed"][: int(buffers["lengths"].sum())]
+    return batch
+
+
+def interleave(buffers: Buffers, part: Buffers, rows: np.ndarray) -> None:
+    """Put the samples of one set at their places in the batch."""
+    for key, values in part.items():
+        if key not in ("epoch", "packed"):
+            buffers[key][torch.from_numpy(rows).to(buffers[key].device)] = values
+
+
+def unite(lists: list[list[str]]) -> tuple[list[str], list[np.ndarray]]:
+    """Number names over several sets; each set's map has -1 at its end, so that index -1 stays -1."""
+    numbers: dict[str, int] = {}
+    for names in lists:
+        for name in names:
+            numbers.setdefault(name, len(numbers))
+    return list(numbers), [np.array([*(numbers[name] for name in names), -1], dtype=np.int64) for names in lists]

@@ -1,0 +1,57 @@
+"""Splits that leak are refused: a stimulus, a picture, a run, a subject or a family on two sides."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cadiff.shards.index import Index
+from cadiff.shards.manifest import Manifest
+from cadiff.shards.record import SPLITS
+
+
+def find_leak(index: Index, manifest: Manifest) -> str | None:
+    """The first leak of a packed set, in words, or None.
+
+    A stimulus id, and a picture's content, may occur in one split only, whatever ``split_by`` says. Runs, and subjects
+    with their families, are kept apart where ``split_by`` says that they decide the split.
+    """
+    split_N, stimulus_N = index.sample["split"], index.sample["stimulus"]
+    shown = stimulus_N >= 0
+    if (number := _on_two_sides(stimulus_N[shown], split_N[shown])) is not None:
+        return f"stimulus {manifest.stimuli[number]} is in {_sides(split_N[stimulus_N == number])}"
+    stored_S = index.image["shard"] >= 0
+    seen = np.flatnonzero(shown)[stored_S[stimulus_N[shown]]]
+    digests, picture_of_stimulus = np.unique(index.image["digest"], return_inverse=True)
+    if len(digests) and (number := _on_two_sides(picture_of_stimulus[stimulus_N[seen]], split_N[seen])) is not None:
+        same = seen[picture_of_stimulus[stimulus_N[seen]] == number]
+        names = sorted({manifest.stimuli[i] for i in stimulus_N[same].tolist()})
+        return f"stimuli {' and '.join(names[:2])} are one picture, in {_sides(split_N[same])}"
+    subject_N = index.sample["subject"]
+    people = subject_N >= 0
+    if manifest.split_by in ("subject", "run"):
+        runs = subject_N.astype(np.int64) * (len(manifest.runs) + 1) + index.sample["run"]
+        if (number := _on_two_sides(runs[people], split_N[people])) is not None:
+            subject, run = divmod(number, len(manifest.runs) + 1)
+            named = f"run {manifest.runs[run]} of subject {manifest.subjects[subject].name}"
+            return f"{named} is in {_sides(split_N[runs == number])}"
+    if manifest.split_by == "subject":
+        names = {subject.family or f"\0{subject.name}": 0 for subject in manifest.subjects}
+        families = {name: number for number, name in enumerate(names)}
+        family_of = np.array([families[s.family or f"\0{s.name}"] for s in manifest.subjects] or [0])
+        family_N = family_of[np.maximum(subject_N, 0)]
+        if (number := _on_two_sides(family_N[people], split_N[people])) is not None:
+            members = [s.name for s, family in zip(manifest.subjects, family_of.tolist()) if family == number]
+            which = f"family of subjects {', '.join(members[:3])}" if len(members) > 1 else f"subject {members[0]}"
+            return f"{which} is in {_sides(split_N[people & (family_N == number)])}"
+    return None
+
+
+def _on_two_sides(numbers: np.ndarray, split_N: np.ndarray) -> int | None:
+    """The first number that occurs with two splits."""
+    pairs = np.unique(numbers.astype(np.int64) * len(SPLITS) + split_N)
+    twice = pairs[1:][pairs[1:] // len(SPLITS) == pairs[:-1] // len(SPLITS)]
+    return int(twice[0] // len(SPLITS)) if len(twice) else None
+
+
+def _sides(split_N: np.ndarray) -> str:
+    return " and ".join(SPLITS[i] for i in np.unique(split_N).tolist())

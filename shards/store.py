@@ -1,0 +1,144 @@
+"""Where the signals of a packed folder lie while it is read: mapped files, or one table in RAM or GPU memory.
+
+All three are one flat tensor and a start per block, so one gather serves them. N samples, V voxels, W width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cadiff.errors import DataError
+from cadiff.shards.address import AddressRange
+from cadiff.shards.checks import BlockChecks
+from cadiff.shards.encoding import ITEM_BYTES
+from cadiff.shards.home import Home
+
+_TORCH = {"float16": torch.float16, "float32": torch.float32, "int16": torch.int16, "int8": torch.int8}
+_ROWS = 1024  # rows gathered at once: bounds the staging memory of large requests
+_SLACK_BYTES = 1024  # a row may be read this far beyond its end where that saves a second pass over the batch
+
+
+class Store:
+    """Rows of one packed folder behind one flat tensor.
+
+    Attributes:
+        flat: all values, (M,) of the storage type; block b's rows begin at element ``starts[b]``.
+        starts: int64, one entry per block.
+        device: where ``flat`` lies and rows are gathered.
+    """
+
+    def __init__(self, home: Home, dtype: str, block: dict[str, np.ndarray], checks: BlockChecks) -> None:
+        self._home, self._checks, self.dtype = home, checks, _TORCH[dtype]
+        self.device = torch.device("cpu")
+        self._item, self._block = ITEM_BYTES[dtype], block
+        self._scaled = not (block["scale"] == 1).all()
+        self._scale = torch.from_numpy(block["scale"].astype(np.float32))
+        self._range = AddressRange(home.sizes)
+        self.flat = self._range.flat(self.dtype)
+        self.starts = (self._range.starts[block["shard"]] + block["offset"]) // self._item
+        self._block_of = np.repeat(np.arange(len(block["rows"])), block["rows"])
+        self._voxels_of = np.repeat(checks.lengths // self._item // block["rows"], block["rows"])
+        self._start_of = self._rows()
+        self._mapped = np.zeros(len(home.sizes), dtype=bool)
+        self._all_mapped = False
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def _rows(self) -> np.ndarray:
+        """The element of ``flat`` at which each sample begins: int64, one entry per sample."""
+        row_N = np.arange(len(self._block_of)) - self._block["first"][self._block_of]
+        return self.starts[self._block_of] + row_N * self._voxels_of
+
+    def map(self, shards: np.ndarray) -> None:
+        """Make the files of these shards readable; a remote one is fetched first."""
+        with self._lock:
+            for shard in np.unique(shards[~self._mapped[shards]]).tolist():
+                self._map(shard)
+                self._mapped[shard] = True
+            self._all_mapped = bool(self._mapped[self._block["shard"]].all())
+
+    def _map(self, shard: int) -> None:
+        path = self._home.path(shard)
+        try:
+            self._range.map(shard, path)
+        except DataError:
+            if path.exists():
+                raise
+            # Another process that needed room in the cache has just removed it; once mapped it cannot be lost.
+            self._range.map(shard, self._home.path(shard))
+
+    def hold(self, device: torch.device | str) -> None:
+        """Copy all rows, checked, into one table on ``device``: reading needs the files no more.
+
+        Raises:
+            DataError: a damaged block; a cache is whole or not made.
+        """
+        lengths = self._checks.lengths // self._item
+        ends = np.cumsum(lengths)
+        self._checks.require(np.arange(len(lengths)))
+        count = int(ends[-1]) + _SLACK_BYTES
+        if torch.device(device).type == "cpu":
+            # NumPy asks the system for huge pages where it allocates much; rows are then found without page walks.
+            table = torch.from_numpy(np.empty(count * self._item, dtype=np.uint8)).view(self.dtype)
+        else:
+            table = torch.empty(count, dtype=self.dtype, device=device)
+        starts = ends - lengths
+        self.map(self._block["shard"])
+        for old, new, length in zip(self.starts.tolist(), starts.tolist(), lengths.tolist()):
+            table[new : new + length].copy_(self.flat[old : old + length])
+        self.flat, self.starts, self.device = table, starts, torch.device(device)
+        self._start_of, self._all_mapped = self._rows(), True
+        self._scale = self._scale.to(device)
+
+    def gather(self, ids: np.ndarray, voxels: int, out_NW: Tensor, pad: str) -> None:
+        """Copy rows of equally wide samples into ``out_NW`` (N, W) float32, padded on the right to W.
+
+        Args:
+            pad: "wrap" repeats the signal's own beginning, "zero" fills with zeros.
+        """
+        if not self._all_mapped:
+            self.map(self._block["shard"][self._block_of[ids]])
+        for first in range(0, len(ids), _ROWS):
+            part = ids[first : first + _ROWS]
+            rows_NW = out_NW if len(part) == len(ids) else out_NW[first : first + _ROWS]
+            self._gather(torch.from_numpy(self._start_of[part]).to(self.device), voxels, rows_NW, pad)
+            if self._scaled:
+                rows_NW.mul_(self._scale[torch.from_numpy(self._block_of[part]).to(self.device), None])
+
+    def raw(self, ids: np.ndarray) -> Iterator[np.ndarray]:
+        """Each sample's row as it is stored (V,), read-only, from the mapped files or the table in RAM."""
+        self.map(self._block["shard"][self._block_of[ids]])
+        flat = self.flat.cpu().numpy()
+        for start, voxels in zip(self._start_of[ids].tolist(), self._voxels_of[ids].tolist()):
+            yield flat[start : start + voxels]
+
+    def _gather(self, starts_N: Tensor, voxels: int, out_NW: Tensor, pad: str) -> None:
+        rows, width = out_NW.shape
+        # Reading a few values too many and overwriting them is one pass over contiguous memory; else there are two.
+        extra = width - voxels
+        fits = 0 < extra * self._item <= _SLACK_BYTES and int(starts_N.max()) + width <= len(self.flat)
+        read = width if fits else voxels
+        view = torch.as_strided(self.flat, (max(len(self.flat) - read + 1, 0), read), (1, 1))
+        if self.dtype == torch.float32 and read == width:
+            torch.index_select(view, 0, starts_N, out=out_NW)
+        else:
+            stage_NR = self._stage(rows, read)
+            torch.index_select(view, 0, starts_N, out=stage_NR)
+            out_NW[:, :read].copy_(stage_NR)
+        if pad == "zero":
+            out_NW[:, voxels:] = 0
+        else:
+            for column in range(voxels, width, voxels):
+                out_NW[:, column : column + voxels] = out_NW[:, : min(voxels, width - column)]
+
+    def _stage(self, rows: int, width: int) -> Tensor:
+        """A buffer of this thread, used again and again: fresh memory would cost more than the copy."""
+        held = getattr(self._local, "stage", None)
+        if held is None or held.numel() < rows * width or held.device != self.device:
+            held = self._local.stage = torch.empty(rows * width, dtype=self.dtype, device=self.device)
+        return held[: rows * width].view(rows, width)

@@ -1,0 +1,118 @@
+"""Packing in parts: the same bytes for any number of processes, and nothing is done twice after an interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cadiff.errors import DataError
+from cadiff.shards.dataset import Dataset
+from cadiff.shards.protocol import pack_folder
+from cadiff.shards.record import make_records, silent
+from cadiff.shards.verify import verify
+
+
+def unit(number, log, pause, pack):
+    """Two runs of one subject; writes down that it worked."""
+    with open(log, "a") as handle:
+        handle.write(f"{number}\n")
+    time.sleep(pause)
+    pack.source(f"in{number}")
+    signals = np.random.default_rng(number).normal(size=(70, 5 + number % 2)).astype(np.float32)
+    for run in ("r1", "r2"):
+        pack.add(make_records(f"s{number}", run, signals, "train" if number else "val"))
+    pack.notes.setdefault("seen", {})[f"s{number}"] = number
+    if number == 2:
+        pack.drop("in2", "only half")
+
+
+def whole(pack):
+    pack.split_by = "subject"
+    pack.attach("*", "ids", np.arange(3))
+
+
+def run(folder, workers=1, count=5, pause=0.0, broken=None, version=1):
+    sources = {}
+    for number in range(count):
+        path = folder.parent / f"in{number}"
+        path.write_bytes(b"x" * (10 + number))
+        sources[f"in{number}"] = path
+    log = folder.parent / "log"
+    units = [partial(unit if n != broken else fail, n, log, pause) for n in range(count)]
+    return pack_folder(folder, "hcp", {"version": version}, sources, whole, silent, units=units, workers=workers)
+
+
+def fail(number, log, pause, pack):
+    raise DataError(f"in{number}: damaged")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def done(folder):
+    return sorted((folder.parent / "log").read_text().split())
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "a").mkdir()
+    return tmp_path / "a" / "out"
+
+
+def test_the_number_of_processes_does_not_change_a_byte(out, tmp_path):
+    told = run(out)
+    (tmp_path / "b").mkdir()
+    run(tmp_path / "b" / "out", workers=3)
+    assert contents(out) == contents(tmp_path / "b" / "out")
+    assert verify(out) == [] and told["samples"] == {"train": 560, "val": 140, "test": 0}
+    ds = Dataset(out)
+    assert ds.subjects == [f"s{n}" for n in range(5)] and ds.manifest["notes"] == {
+        "seen": {f"s{n}": n for n in range(5)}
+    }
+    assert told["dropped"] == [{"what": "in2", "why": "only half"}] and len(ds.manifest["sources"]) == 5
+    expected = np.random.default_rng(3).normal(size=(70, 6)).astype(np.float16)
+    np.testing.assert_array_equal(ds.signals(ds.ids("train", ["s3"]), 6), np.concatenate([expected, expected]))
+
+
+def test_a_failure_keeps_finished_parts_and_the_next_start_continues(out):
+    with pytest.raises(DataError, match="in3: damaged"):
+        run(out, broken=3)
+    assert not out.exists() and done(out) == ["0", "1", "2"]
+    run(out)
+    assert done(out) == ["0", "1", "2", "3", "4"] and verify(out) == []
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_parts_of_another_recipe_or_of_changed_inputs_are_made_anew(out):
+    with pytest.raises(DataError):
+        run(out, broken=3)
+    run(out, version=2, count=2)
+    assert done(out) == ["0", "0", "1", "1", "2"] and verify(out) == []
+    assert not list(out.glob("part-*"))
+
+
+def test_a_kill_while_packing_in_parts_is_continued(out, tmp_path):
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import test_partial as t; from pathlib import Path\n"
+    code += f"t.run(Path({str(out)!r}), pause=0.5)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    log = out.parent / "log"
+    while not log.exists() or len(log.read_text().split()) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    run(out)
+    times = [done(out).count(str(n)) for n in range(5)]
+    assert times[:2] == [1, 1] and times[3:] == [1, 1] and verify(out) == []
+    (tmp_path / "b").mkdir()
+    run(tmp_path / "b" / "out")
+    assert contents(out) == contents(tmp_path / "b" / "out")
+    assert os.listdir(out.parent).count("out") == 1

@@ -1,0 +1,65 @@
+"""What a job's [data] section means for its streams, and what of it makes another experiment."""
+
+import numpy as np
+import pytest
+import torch
+
+from cadiff import session
+from cadiff.config import load_job
+from cadiff.distributed import Place, processes_here
+from cadiff.errors import ConfigError
+from cadiff.files import free_memory
+from cadiff.session import hold_signals, job_hash, reading_of
+from cadiff.shards.dataset import Dataset
+
+
+@pytest.fixture
+def job(tiny_job, tmp_path):
+    path = tiny_job(tmp_path / "job.toml", "phase1")
+    return lambda *overrides: load_job(path, list(overrides))
+
+
+def test_the_data_section_reaches_the_streams(job, tmp_path):
+    reading = reading_of(
+        job(
+            "data.order=window", "data.workers=3", "data.weights=[2.0]", "data.on_damage=quarantine", "data.check=every"
+        ),
+        tmp_path,
+    )
+    assert (reading.order, reading.workers, reading.weights) == ("window", 3, (2.0,))
+    assert (reading.faults.on_damage, reading.faults.check) == ("quarantine", "every")
+    assert reading.faults.ledger == tmp_path / "quarantine.jsonl" and reading.faults.budget == 0.001
+
+
+def test_how_data_is_read_does_not_make_another_experiment_but_which_data_does(job):
+    same = (
+        "data.workers=0",
+        "data.cache=ram",
+        "data.check=every",
+        "data.on_damage=quarantine",
+        "data.damage_budget=0.5",
+    )
+    assert job_hash(job(*same)) == job_hash(job())
+    for other in ("data.order=window", "data.weights=[1.0]", "data.subjects=['A']"):
+        assert job_hash(job(other)) != job_hash(job())
+
+
+def test_signals_are_held_in_memory_only_where_they_fit(tiny_set, monkeypatch):
+    ds = Dataset(tiny_set)
+    expected = ds.signals(np.arange(96), 32)
+    monkeypatch.setattr(session, "free_memory", lambda: 2 * 5000)
+    with pytest.raises(ConfigError, match=r"data.cache = 'ram': the signals are 0.0 GB"):
+        hold_signals([ds], "ram", torch.device("cpu"), 2)
+    with pytest.raises(ConfigError, match="this job runs on the CPU"):
+        hold_signals([ds], "gpu", torch.device("cpu"), 1)
+    monkeypatch.undo()
+    before = ds.store.flat
+    hold_signals([ds], "ram", torch.device("cpu"), 1)
+    assert ds.store.flat is not before and free_memory() > 10**8
+    np.testing.assert_array_equal(ds.signals(np.arange(96), 32), expected)
+
+
+def test_processes_of_this_machine_are_counted_as_the_launcher_says():
+    here = Place(0, 0, 16)
+    assert processes_here(here, {"LOCAL_SIZE": "8"}) == 8 and processes_here(here, {"LOCAL_WORLD_SIZE": "4"}) == 4
+    assert processes_here(here, {}) == 16 and processes_here(here, {"LOCAL_SIZE": "many"}) == 16
