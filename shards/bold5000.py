@@ -84,7 +84,7 @@ def pack_bold5000(
     def fill(pack: Pack) -> None:
         for done, name in enumerate(names):
             pack.progress("packing subjects", done, len(names))
-            _pack_subject(pack, name, betas[name], shown[name][1], tested, held, options)
+            _pack_subject(pack, name, betas[name], shown[name], tested, held, options)
         used = dict.fromkeys(stimulus for _, ids in shown.values() for stimulus in ids)
         _pack_pictures(pack, pictures, list(used))
 
@@ -95,15 +95,19 @@ def _pack_subject(
     pack: Pack,
     name: str,
     files: dict[str, Path],
-    ids: list[str],
+    shown: tuple[list[Path], list[str]],
     tested: set[str],
     held: set[str],
     options: dict[str, Any],
 ) -> None:
+    lists, ids = shown
     parts = {part: load_npy(path) for part, path in files.items()}
     for part, values in parts.items():
         if values.ndim != 2 or len(values) != len(ids):
-            raise DataError(f"{files[part]}: betas {values.shape} for {len(ids)} presented pictures; rows must agree.")
+            raise DataError(
+                f"{files[part]}: betas {values.shape} for {len(ids)} presented pictures; rows must agree with those of "
+                f"{len(lists)} lists, {lists[0]} the first."
+            )
     signals_NV = np.concatenate([np.asarray(values, dtype=np.float32) for values in parts.values()], axis=1)
     finite_V = np.isfinite(signals_NV).all(axis=0)
     if not finite_V.all():

@@ -91,7 +91,8 @@ def pack_hcp(
     if scans:
         _refuse_alike(study.runs)
     columns_V = np.concatenate([roi_columns(area) for area in VISUAL]) if preset else roi_columns(roi)
-    tables = {f"table:{Path(path).name}": Path(path) for path in (families, split) if path}
+    given_files = {"families": families, "split": split}
+    tables = {f"{role}:{Path(path).name}": Path(path) for role, path in given_files.items() if path}
     recipe = Recipe(
         columns_V=columns_V,
         window=window,

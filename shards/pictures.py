@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from cadiff.shards.arrays import DAMAGED
 _JPEG = b"\xff\xd8\xff"  # how every JPEG begins
 MAX_PIXELS = 50_000_000  # a larger header is an attack or a mistake
 _STORED = ("PNG", "JPEG")
-_RAW = (*_STORED, "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # formats of pixels: nothing has to be drawn
+_RAW = (*_STORED, "BMP", "GIF", "TIFF", "WEBP", "PPM")  # formats of pixels: nothing has to be drawn
 
 
 def encode_png(pixels_HWC: np.ndarray) -> bytes:
@@ -54,7 +55,8 @@ def read_picture(path: Path, max_side: int) -> tuple[bytes, str]:
         raise DataError(f"{path}: no such file.")
     try:
         data = path.read_bytes()
-        picture = _open(data, _RAW)
+        Image.init()
+        picture = _open(data, tuple(name for name in _RAW if name in Image.OPEN))
         picture.load()
         kind = {"JPEG": "jpg", "PNG": "png"}.get(picture.format or "")
         if kind and picture.mode == "RGB" and max(picture.size) <= max_side:
@@ -73,7 +75,7 @@ def decode_square(data: bytes, out_SS3: np.ndarray, what: str) -> None:
     """Decode, cut the centre square, resize with antialiased bicubic, into uint8 (S, S, 3).
 
     A JPEG of just this size is decoded straight into ``out_SS3``, by libjpeg-turbo in about two thirds of Pillow's
-    time and to the same bytes.
+    time and to the same bytes. One that it finds flawed is left to Pillow, which accepted it when it was packed.
 
     Raises:
         DataError: the stored bytes do not decode.
@@ -82,10 +84,11 @@ def decode_square(data: bytes, out_SS3: np.ndarray, what: str) -> None:
     from PIL import Image
 
     size = len(out_SS3)
-    try:
+    with suppress(ValueError):
         if data[:3] == _JPEG and simplejpeg.decode_jpeg_header(data)[:2] == (size, size):
             simplejpeg.decode_jpeg(data, "RGB", buffer=out_SS3)
             return
+    try:
         picture = _open(data, _STORED).convert("RGB")
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2

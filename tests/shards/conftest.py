@@ -57,6 +57,24 @@ def write_dtseries():
 
 
 @pytest.fixture(scope="session")
+def release(tmp_path_factory, write_dtseries) -> Path:
+    """HCP's layout: three subjects, two runs of 45 and 31 frames each; 100001's first run comes in two versions."""
+    from cadiff.shards.mmp import roi_columns
+
+    root, rng, v1 = tmp_path_factory.mktemp("hcp"), np.random.default_rng(0), roi_columns("V1")
+    for subject in ("100001", "100002", "100003"):
+        for run, frames in (("rfMRI_REST1_LR", 45), ("tfMRI_WM_RL", 31)):
+            values = np.zeros((frames, 59412), np.float32)
+            values[:, v1] = 1e4 + rng.normal(size=(frames, 1)) * 50 + rng.normal(size=(frames, len(v1))) * 50
+            values[:, v1[3]] = 9000
+            folder = root / subject / "MNINonLinear" / "Results" / run
+            write_dtseries(folder / f"{run}_Atlas_MSMAll_hp2000_clean.dtseries.nii", values)
+    folder = root / "100001/MNINonLinear/Results/rfMRI_REST1_LR"
+    (folder / "rfMRI_REST1_LR_Atlas.dtseries.nii").write_bytes(b"an unclean version that must not be read")
+    return root
+
+
+@pytest.fixture(scope="session")
 def god_files(tmp_path_factory) -> Path:
     """Two subjects, 12 training rows (6 pictures twice), 4 test pictures shown 5 times, masks VC, V1 and LOC."""
     folder, rng = tmp_path_factory.mktemp("god") / "npz", np.random.default_rng(0)

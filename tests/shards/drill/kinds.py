@@ -44,6 +44,7 @@ TAMPERING: dict[str, tuple[Callable, tuple[str, ...], int]] = {
     "zarr.json absurd": (absurd.zarr_absurd, ("scans",), 5),
 }
 OTHERS: dict[str, tuple[tuple[str, ...], int]] = {
+    "cut short or gone after opening": (SEEN, 8),
     "remote: accident at the source": (SEEN, 12),
     "remote: tampering at the source": (SEEN, 8),
     "remote: accident in the cache": (SEEN, 12),

@@ -96,14 +96,14 @@ def _series(rng: np.random.Generator) -> np.ndarray:
 
 
 def write_images(root: Path) -> None:
-    """Ten pictures, PNG and JPEG, with their labels."""
+    """Ten pictures, PNG and JPEG and one that says it is, with their labels."""
     from PIL import Image
 
     rng = np.random.default_rng(4)
     root.mkdir()
     names = [f"{number}.{'png' if number % 2 else 'jpg'}" for number in range(10)]
     for name in names:
-        Image.fromarray(_pixels(rng, 20)).save(root / name)
+        Image.fromarray(_pixels(rng, 20)).save(root / name, "BMP" if name == "8.jpg" else None)
     (root / "labels.csv").write_text("file,class_name\n" + "".join(f"{name},c{name[0]}\n" for name in names))
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from drill.absurd import manifest_absurd
 from drill.failing_disk import writes
-from drill.injuries import accidents, pick
+from drill.injuries import accidents, pick, sorts
 from drill.kinds import ACCIDENTS, TAMPERING, Injury
 from drill.packing import Packing
-from drill.road import Judged, fresh, judge, walk, watched
-from drill.sets import delivered, pack_set
+from drill.road import Judged, Walk, fresh, judge, walk, watched
+from drill.sets import delivered, pack_set, streamed
 from drill.tampering import any_file, index_odd, manifest_edited, manifest_refused
 
 from cadiff.shards.dataset import Dataset
@@ -46,6 +46,8 @@ class Drill:
             return self._local(injury, rng, TAMPERING[injury.kind][0], consistent=True)
         if injury.kind.startswith("remote"):
             return self._remote(injury, rng)
+        if injury.kind == "cut short or gone after opening":
+            return self._after_opening(injury, rng)
         if injury.kind == "raw file damaged":
             return self.packing.damaged(injury.target, rng)
         return self.packing.stopped(injury.kind, injury.target, rng)
@@ -68,6 +70,21 @@ class Drill:
         with watched([self.work, self.base / "tmp"]) as notes:
             found = walk(folder, facts, scans=injury.target == "scans")
         return notes[0] if notes else judge(found, names, consistent)
+
+    def _after_opening(self, injury: Injury, rng: np.random.Generator) -> Judged:
+        """A shard changes between the opening of a set and the first read of the shard."""
+        folder, sound = self.work / "set", self.sound(injury.target)
+        shutil.copytree(sound, folder)
+        ds, found = Dataset(folder), Walk()
+        paths = sorts(folder)[("signals", "pictures")[injury.turn // 2 % 2]]
+        path = paths[int(rng.integers(len(paths)))]
+        if rng.random() < 0.3:
+            path.unlink()
+        else:
+            os.truncate(path, int(rng.integers(1000)))
+        found.step(lambda: list(streamed(ds)))
+        found.step(lambda: delivered(ds))
+        return judge(found, {path.name}, False)
 
     def _remote(self, injury: Injury, rng: np.random.Generator) -> Judged:
         source, cache, sound = self.work / "source", self.work / "cache", self.sound(injury.target)
