@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -39,6 +40,25 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make all files below ``folder`` durable: by one call for its file system where there is one, else one by one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "syncfs"):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            if libc.syncfs(handle):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+        finally:
+            os.close(handle)
+        return
+    for path in sorted(folder.rglob("*")):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file's bytes and flush them to disk."""
     with open(source, "rb") as reading, open(target, "wb") as writing:
@@ -69,15 +89,14 @@ def read_json(path: str | Path) -> Any:
         ) from None
 
 
-def free_memory() -> int:
-    """Bytes of RAM that can be taken without swapping; half of all where the system does not say."""
+def memory_bytes() -> int:
+    """RAM this process may use: the machine's, or less where a container or a scheduler sets a limit (cgroup v2)."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
     except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        limit = "max"
+    return min(most, int(limit)) if limit.isdigit() else most
 
 
 def sha256(path: str | Path) -> str:

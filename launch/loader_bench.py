@@ -50,7 +50,7 @@ def stream_warm(shards: Path, batch: int, seconds: float, workers: int, order: s
     """
     ds, stream = _stream(shards, batch, workers, order)
     if held:
-        ds.store.hold("cpu")
+        ds.store.hold("cpu", stream.width)
     limit = _gather_limit(ds.voxels, stream.width, batch)
     began = time.perf_counter()
     batches = stream.iterate(0, 10**9)
@@ -76,7 +76,6 @@ def stream_cold(shards: Path, batch: int, workers: int, order: str) -> dict[str,
     """One epoch with the files out of the page cache, and reading the same files from one end to the other."""
     tars = sorted(shards.glob("fmri-*.tar"))
     disk, epochs, first = [], [], []
-    size = sum(path.stat().st_size for path in tars)
     for _ in range(3):
         disk.append(_read_through(tars))
         _, stream = _stream(shards, batch, workers, order)
@@ -85,6 +84,7 @@ def stream_cold(shards: Path, batch: int, workers: int, order: str) -> dict[str,
         for step, _, _ in stream.iterate(0, stream.steps_per_epoch):
             if step == 0:
                 first.append(time.perf_counter() - began)
+        size = stream.datasets[0].checks.bytes_read  # of the training samples' blocks, once each
         epochs.append(size / (time.perf_counter() - began))
         samples = stream.steps_per_epoch * stream.batch / size
         del stream, _

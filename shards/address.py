@@ -31,8 +31,10 @@ class AddressRange:
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        pages = [-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes]
+        # One readable page more follows each file: rows may be read a little beyond their end.
+        pages = [(-(-size // mmap.PAGESIZE) + 1) * mmap.PAGESIZE for size in sizes]
         self.starts = np.cumsum([0, *pages])[:-1].astype(np.int64)
+        self._descriptors: dict[int, int] = {}
         self._sizes, self._bytes = list(sizes), max(sum(pages), mmap.PAGESIZE)
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.mmap.restype = ctypes.c_void_p
@@ -41,6 +43,9 @@ class AddressRange:
         self._base = self._map(None, self._bytes, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
         view = type("_View", (ctypes.c_ubyte * self._bytes,), {}).from_address(self._base)
         weakref.finalize(view, self._libc.munmap, self._base, self._bytes)
+        for start, room in zip(self.starts.tolist(), pages):
+            last = self._base + start + room - mmap.PAGESIZE
+            self._map(last, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED, -1)
         self._bytes_view = np.frombuffer(view, dtype=np.uint8)
 
     def map(self, number: int, path: Path) -> None:
@@ -57,8 +62,17 @@ class AddressRange:
                 if found:
                     place = self._base + int(self.starts[number])
                     self._map(place, found, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, handle.fileno())
+                self._descriptors[number] = os.dup(handle.fileno())
         except FileNotFoundError:
             raise DataError(f"{path}: missing. Copy the packed folder again or pack again.") from None
+
+    def found_size(self, number: int) -> int:
+        """Bytes that a mapped file has now, whatever has become of its name."""
+        return os.fstat(self._descriptors[number]).st_size
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
 
     def flat(self, dtype: torch.dtype) -> Tensor:
         """The whole range as values of ``dtype``: (bytes // item size,)."""
@@ -69,5 +83,5 @@ class AddressRange:
         found = self._libc.mmap(place, length, protection, flags, descriptor, 0)
         if found == _FAILED:
             problem = os.strerror(ctypes.get_errno())
-            raise OSError(f"mapping {length:,} bytes failed: {problem}")
+            raise DataError(f"mapping {length:,} bytes of shards failed ({problem}). Is a size in a manifest damaged?")
         return found

@@ -42,15 +42,26 @@ def make_buffers(keys: list[str], rows: int, width: int, size: int, device: torc
         size: pixels per side of pictures.
         pin: page-locked memory, from which a GPU copies while it computes.
     """
-    shapes = {"signal": ((rows, width), torch.float32), "image": ((rows, size, size, 3), torch.uint8)}
+    numbers = number_keys(keys)
+    shapes = {
+        "signal": ((rows, width), torch.float32),
+        "packed": ((rows * width,), torch.float32),
+        "image": ((rows, size, size, 3), torch.uint8),
+        "epoch": ((rows,), torch.int64),
+        "numbers": ((len(numbers), rows), torch.int64),
+    }
+    wanted = {*keys, "numbers", *(["packed"] if "lengths" in keys else [])}
     buffers = {}
-    if "lengths" in keys:
-        shapes["packed"] = (rows * width,), torch.float32
-    for key in [*keys, *(["packed"] if "lengths" in keys else [])]:
-        shape, dtype = shapes.get(key, ((rows,), torch.int64))
+    for key in sorted(shapes.keys() & wanted):
+        shape, dtype = shapes[key]
         where = device if key in ("signal", "packed") else torch.device("cpu")
         buffers[key] = torch.empty(shape, dtype=dtype, device=where, pin_memory=pin and where.type == "cpu")
-    return buffers
+    return buffers | dict(zip(numbers, buffers["numbers"]))
+
+
+def number_keys(keys: list[str]) -> list[str]:
+    """The keys of one whole number per sample: rows of one buffer, so that one call fills them all."""
+    return [key for key in keys if key not in ("signal", "image", "epoch")]
 
 
 def views(buffers: Buffers, keys: list[str]) -> dict[str, Tensor]:
@@ -66,7 +77,7 @@ def views(buffers: Buffers, keys: list[str]) -> dict[str, Tensor]:
 def interleave(buffers: Buffers, part: Buffers, rows: np.ndarray) -> None:
     """Put the samples of one set at their places in the batch."""
     for key, values in part.items():
-        if key not in ("epoch", "packed"):
+        if key not in ("epoch", "packed", "numbers"):
             buffers[key][torch.from_numpy(rows).to(buffers[key].device)] = values
 
 

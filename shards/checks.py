@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 
@@ -10,6 +11,8 @@ import numpy as np
 from cadiff.errors import DataError
 from cadiff.shards.encoding import crc32c
 from cadiff.shards.home import Home
+
+log = logging.getLogger(__name__)
 
 _TOGETHER = 4 * 1024**2  # neighbouring blocks are read in one go of at most this many bytes
 _GAP = 64 * 1024  # what may lie between two blocks that are read together: headers and .json members
@@ -29,7 +32,7 @@ class BlockChecks:
         self._home, self._what, self.lengths = home, what, lengths
         self._shard, self._offset, self._crc = table["shard"], table["offset"], table["crc32c"]
         self._state = np.zeros(len(lengths), dtype=np.int8)  # 0 not looked at, 1 sound, 2 damaged
-        self._lock = threading.Lock()
+        self._lock, self._noting = threading.Lock(), threading.Lock()
         self._local = threading.local()
         self.bytes_read = 0
         self.all_sound = False  # every block or picture has been looked at and found as packed
@@ -62,7 +65,8 @@ class BlockChecks:
         shard, at = int(self._shard[block]), int(self._offset[block])
         return (
             f"{self._home.name}/{self._home.shards[shard].path}: {self._what} {block} at byte {at:,} is damaged (its "
-            f"crc32c differs). {self._home.remedy(shard)}, or train with data.on_damage=quarantine."
+            f"crc32c differs, or the disk cannot read it). {self._home.remedy(shard)}, or train with "
+            "data.on_damage=quarantine."
         )
 
     def look(self, blocks: np.ndarray) -> None:
@@ -72,9 +76,17 @@ class BlockChecks:
         start = 0
         while start < len(blocks):
             stop = self._end_of_piece(blocks, start)
-            self._look_at_piece(blocks[start:stop])
+            self._note(blocks[start:stop], self._look_at_piece(blocks[start:stop]))
             start = stop
-        self.all_sound = bool((self._state[self._shard >= 0] == 1).all())
+
+    def mark(self, blocks: np.ndarray) -> None:
+        """Note that blocks are damaged, however that was found."""
+        self._note(blocks, np.zeros(len(blocks), dtype=bool))
+
+    def _note(self, blocks: np.ndarray, sound: np.ndarray) -> None:
+        with self._noting:  # several threads look at once; none may take back what another has found
+            self._state[blocks] = np.where(sound, 1, 2)
+            self.all_sound = bool((self._state[self._shard >= 0] == 1).all())
 
     def _end_of_piece(self, blocks: np.ndarray, start: int) -> int:
         first, end = self._offset[blocks[start]], self._offset[blocks[start]] + self.lengths[blocks[start]]
@@ -88,7 +100,8 @@ class BlockChecks:
             end, stop = ends, stop + 1
         return stop
 
-    def _look_at_piece(self, blocks: np.ndarray) -> None:
+    def _look_at_piece(self, blocks: np.ndarray) -> np.ndarray:
+        """Which of these neighbouring blocks are as packed: bool; none where the disk cannot read them."""
         shard, first = int(self._shard[blocks[0]]), int(self._offset[blocks[0]])
         length = int(self._offset[blocks[-1]] + self.lengths[blocks[-1]]) - first
         path = self._home.path(shard)
@@ -99,14 +112,14 @@ class BlockChecks:
         except FileNotFoundError:
             raise DataError(f"{path}: missing. Copy the packed folder again or pack again.") from None
         except OSError as problem:
-            raise DataError(f"{path}: cannot be read at byte {first:,} ({problem}). Check the disk.") from None
+            log.warning("%s: cannot be read at byte %s (%s)", path, f"{first:,}", problem)
+            return np.zeros(len(blocks), dtype=bool)
         if found != length:
             raise DataError(f"{path}: ends at byte {first + found:,}, expected more. Copy the packed folder again.")
         self.bytes_read += length
-        for block in blocks.tolist():
-            begins = int(self._offset[block]) - first
-            sound = crc32c(data[begins : begins + int(self.lengths[block])]) == self._crc[block]
-            self._state[block] = 1 if sound else 2
+        places = zip((self._offset[blocks] - first).tolist(), self.lengths[blocks].tolist())
+        found_crcs = [crc32c(data[begins : begins + length]) for begins, length in places]
+        return np.array(found_crcs, dtype=np.int64) == self._crc[blocks].astype(np.int64)
 
     def _buffer(self, length: int) -> np.ndarray:
         """Memory of this thread that is used again: touching fresh pages costs as much as reading."""

@@ -135,7 +135,8 @@ def _make_part(
 
     options = {"split": {"of": stored.version, **choice}}
     sources = {"set/manifest.json": stored.manifest_path}
-    return pack_folder(out, stored.manifest.kind, options, sources, fill, progress, dtype=stored.manifest.dtype)
+    how = {"dtype": stored.manifest.dtype, "fingerprints": stored.source}
+    return pack_folder(out, stored.manifest.kind, options, sources, fill, progress, **how)
 
 
 def _numbers(stored: StoredSet, by: str) -> np.ndarray:

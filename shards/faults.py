@@ -58,6 +58,8 @@ class Faults:
         Raises:
             DataError: damage under the policy "raise", more damage than the budget, or a missing file.
         """
+        if signals and self.policy.check == "every":
+            self._check_rows(positions)
         if all(
             (not signals or ds.checks.all_sound) and (image_size is None or ds.pictures.checks.all_sound)
             for ds in self._datasets
@@ -73,6 +75,12 @@ class Faults:
             for row in np.flatnonzero(bad).tolist():
                 positions[row] = self._replacement(int(positions[row]), signals, image_size)
         return positions
+
+    def _check_rows(self, positions: np.ndarray) -> None:
+        for k, ds in enumerate(self._datasets):
+            mine = positions[self._chosen.which[positions] == k]
+            if len(mine) and ds.store.table_MW is None:  # what is held was checked when it was read
+                ds.check_rows(self._chosen.ids[mine])
 
     def _replacement(self, position: int, signals: bool, image_size: int | None) -> int:
         if position not in self._replaced:

@@ -37,6 +37,7 @@ class Home:
             self.folder = self._remote.root
             self.manifest_path = self._remote.small("manifest.json")
             self.manifest = parse_manifest(self.manifest_path)
+        self.hash = sha256(self.manifest_path)  # now: a remote file may leave the cache at any time
         self.shards: list[PackedFile] = [entry for entry in self.manifest.files if entry.path.endswith(".tar")]
         self.sizes = [entry.bytes for entry in self.shards]
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from cadiff.errors import ConfigError, DataError
 from cadiff.shards.index import Index
 from cadiff.shards.manifest import Manifest
 from cadiff.shards.record import SPLITS
@@ -44,6 +48,63 @@ def find_leak(index: Index, manifest: Manifest) -> str | None:
             which = f"family of subjects {', '.join(members[:3])}" if len(members) > 1 else f"subject {members[0]}"
             return f"{which} is in {_sides(split_N[people & (family_N == number)])}"
     return None
+
+
+def refuse_leaks_between(datasets: Sequence[Any]) -> None:
+    """Refuse sets that are used together and leak into each other, or are one set twice.
+
+    One stimulus id means one stimulus unless both sets have pictures of it that differ. Subjects count where both sets
+    are split by subject, runs where both keep runs whole.
+
+    Raises:
+        ConfigError: the same data twice. DataError: a stimulus, picture, run, subject or family on two sides.
+    """
+    for number, ds in enumerate(datasets):
+        for other in datasets[:number]:
+            if ds.hash == other.hash:
+                raise ConfigError(
+                    f"data.shards: {ds.folder} is listed twice, or is a copy of another. List each set once."
+                )
+            for what in ("stimulus", "picture", "run", "subject", "family"):
+                here, there = _sides_of(ds, what), _sides_of(other, what)
+                for name in sorted(here.keys() & there.keys()):
+                    if len(here[name] | there[name]) > 1 and not (what == "stimulus" and _differ(ds, other, name)):
+                        raise DataError(
+                            f"{other.folder} and {ds.folder}: {what} {name} is in {' and '.join(sorted(there[name]))} "
+                            f"of one and in {' and '.join(sorted(here[name]))} of the other. Used together, no score "
+                            "on them means anything; pack them with the same splits."
+                        )
+
+
+def _sides_of(ds: Any, what: str) -> dict[str, set[str]]:
+    """Name -> the splits it is in, for what this set keeps apart."""
+    table, promise = ds.table, ds.manifest["split_by"]
+    people = ds.manifest["subjects"]
+    if what in ("stimulus", "picture"):
+        numbers, names = table.stimulus, ds.stimuli
+        if what == "picture":
+            names = [str(d) if has else "" for d, has in zip(ds.pictures.digest.tolist(), ds.has_picture)]
+    elif what == "run":
+        numbers = np.where(table.subject < 0, -1, table.subject.astype(np.int64) * len(ds.runs) + table.run)
+        names = [f"{person['name']} {run}" for person in people for run in ds.runs]
+        names = names if promise in ("subject", "run") else [""] * len(names)
+    else:
+        numbers, names = table.subject, [person["name" if what == "subject" else "family"] for person in people]
+        names = names if promise == "subject" else [""] * len(names)
+    sides: dict[str, set[str]] = {}
+    for pair in np.unique(numbers.astype(np.int64) * len(SPLITS) + table.split).tolist():
+        number, split = divmod(pair, len(SPLITS))
+        if number >= 0 and names[number]:
+            sides.setdefault(names[number], set()).add(SPLITS[split])
+    return sides
+
+
+def _differ(one: Any, other: Any, stimulus: str) -> bool:
+    """Whether both sets have pictures under this id, and they are not the same: then it names two things."""
+    places = [(ds, ds.stimuli.index(stimulus)) for ds in (one, other)]
+    if not all(ds.has_picture[i] for ds, i in places):
+        return False
+    return len({int(ds.pictures.digest[i]) for ds, i in places}) == 2
 
 
 def _on_two_sides(numbers: np.ndarray, split_N: np.ndarray) -> int | None:

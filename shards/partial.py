@@ -13,11 +13,12 @@ from functools import partial as bind
 from pathlib import Path
 
 from cadiff.errors import DataError
+from cadiff.files import sync_folder, sync_tree
 from cadiff.shards.absorb import absorb
 from cadiff.shards.manifest import read_manifest
 from cadiff.shards.parallel import run_all
 from cadiff.shards.record import safe_key, silent
-from cadiff.shards.seal import recipe_hash
+from cadiff.shards.seal import recipe_hash, versions
 from cadiff.shards.writer import Fingerprint, Pack
 from cadiff.shards.zarr_store import SCANS, ScanWriter
 
@@ -95,7 +96,9 @@ def _make_part(folder, kind, options, dtype, split_by, sources, fingerprints, pi
     pack.split_by = split_by
     unit(pack)
     pack.finish_part()
+    sync_tree(making)  # a part that is there after a power loss is a whole one, its scans too
     os.rename(making, target)
+    sync_folder(folder)
 
 
 def _is_current(
@@ -105,7 +108,7 @@ def _is_current(
         manifest = read_manifest(part)
     except DataError:
         return False
-    if manifest.recipe_sha256 != recipe_hash(kind, options, dtype):
+    if manifest.recipe_sha256 != recipe_hash(kind, options, dtype) or manifest.made_by != versions():
         return False
     return all(
         source.name in sources and fingerprints(source.name, sources[source.name]) == source.model_dump()

@@ -20,7 +20,7 @@ class PictureStore:
 
     def __init__(self, home: Home, image: dict[str, np.ndarray], stimuli: list[str]) -> None:
         self._home, self._image, self._stimuli = home, image, stimuli
-        self.has = image["shard"] >= 0
+        self.has, self.digest = image["shard"] >= 0, image["digest"]
         self.checks = BlockChecks(home, image, image["bytes"], "picture")
         self.cache_bytes = CACHE_BYTES
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cadiff.errors import ConfigError
-from cadiff.files import sha256, sync_folder
+from cadiff.files import sha256, sync_folder, sync_tree
 from cadiff.shards.encoding import DTYPES
 from cadiff.shards.manifest import read_manifest
 from cadiff.shards.partial import discard, fresh_partial, join_parts, remove_strangers
@@ -103,7 +103,7 @@ def _compare_existing(
 
 
 def _publish(partial: Path, out: Path) -> None:
-    sync_folder(partial)
+    sync_tree(partial)
     try:
         os.rename(partial, out)
     except OSError as problem:

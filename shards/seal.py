@@ -48,7 +48,7 @@ def seal(pack: Pack) -> None:
         "samples": dict(zip(SPLITS, splits)),
         "options": pack.options,
         "recipe_sha256": recipe_hash(pack.kind, pack.options, pack.dtype),
-        "made_by": _versions(),
+        "made_by": versions(),
         "sources": [pack.hashes[name] for name in sorted(pack.hashes)],
         "files": [{"path": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in files],
         "arrays": pack.arrays,
@@ -92,7 +92,8 @@ def _write_index(pack: Pack) -> None:
         os.fsync(handle.fileno())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The tools that decide the bytes of a packed folder, with their versions."""
     found = {}
     for name in _TOOLS:
         try:

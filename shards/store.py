@@ -1,11 +1,13 @@
 """Where the signals of a packed folder lie while it is read: mapped files, or one table in RAM or GPU memory.
 
-All three are one flat tensor and a start per block, so one gather serves them. N samples, V voxels, W width.
+Mapped files are one flat tensor and a start per sample, so that one call gathers a batch. N samples of a batch, M of
+the set, V voxels, W width.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +22,7 @@ from cadiff.shards.home import Home
 
 _TORCH = {"float16": torch.float16, "float32": torch.float32, "int16": torch.int16, "int8": torch.int8}
 _ROWS = 1024  # rows gathered at once: bounds the staging memory of large requests
+_WATCH_S = 1.0
 _SLACK_BYTES = 1024  # a row may be read this far beyond its end where that saves a second pass over the batch
 
 
@@ -29,7 +32,8 @@ class Store:
     Attributes:
         flat: all values, (M,) of the storage type; block b's rows begin at element ``starts[b]``.
         starts: int64, one entry per block.
-        device: where ``flat`` lies and rows are gathered.
+        device: where batches are put together.
+        table_MW: all rows, decoded and padded to a width, once ``hold`` was called.
     """
 
     def __init__(self, home: Home, dtype: str, block: dict[str, np.ndarray], checks: BlockChecks) -> None:
@@ -46,6 +50,8 @@ class Store:
         self._start_of = self._rows()
         self._mapped = np.zeros(len(home.sizes), dtype=bool)
         self._all_mapped = False
+        self.table_MW: Tensor | None = None  # all rows, decoded and padded, if they are held
+        self._watched_s = 0.0
         self._lock = threading.Lock()
         self._local = threading.local()
 
@@ -72,28 +78,49 @@ class Store:
             # Another process that needed room in the cache has just removed it; once mapped it cannot be lost.
             self._range.map(shard, self._home.path(shard))
 
-    def hold(self, device: torch.device | str) -> None:
-        """Copy all rows, checked, into one table on ``device``: reading needs the files no more.
+    def hold(self, device: torch.device | str, width: int, pad: str = "wrap", *, whole: bool = True) -> None:
+        """Keep all rows, decoded and padded to ``width``, in one table on ``device``: reading needs the files no more.
+
+        The table is float32 in RAM and for stored float32 or whole numbers, float16 on a GPU where that is exact.
+
+        Args: ``whole``: a damaged block is an error; else its rows are not to be read, as ``checks`` says.
 
         Raises:
-            DataError: a damaged block; a cache is whole or not made.
+            DataError: a damaged block.
         """
-        lengths = self._checks.lengths // self._item
-        ends = np.cumsum(lengths)
-        self._checks.require(np.arange(len(lengths)))
-        count = int(ends[-1]) + _SLACK_BYTES
-        if torch.device(device).type == "cpu":
+        blocks = np.arange(len(self.starts))
+        if whole:
+            self._checks.require(blocks)
+        self._checks.damaged(blocks)
+        device = torch.device(device)
+        exact = torch.float16 if device.type != "cpu" and self.dtype == torch.float16 else torch.float32
+        count = len(self._block_of)
+        if device.type == "cpu":
             # NumPy asks the system for huge pages where it allocates much; rows are then found without page walks.
-            table = torch.from_numpy(np.empty(count * self._item, dtype=np.uint8)).view(self.dtype)
+            table_MW = torch.from_numpy(np.empty((count, width), dtype=np.float32))
         else:
-            table = torch.empty(count, dtype=self.dtype, device=device)
-        starts = ends - lengths
-        self.map(self._block["shard"])
-        for old, new, length in zip(self.starts.tolist(), starts.tolist(), lengths.tolist()):
-            table[new : new + length].copy_(self.flat[old : old + length])
-        self.flat, self.starts, self.device = table, starts, torch.device(device)
-        self._start_of, self._all_mapped = self._rows(), True
-        self._scale = self._scale.to(device)
+            table_MW = torch.empty((count, width), dtype=exact, device=device)
+        for first in range(0, count, _ROWS):
+            ids = np.arange(first, min(first + _ROWS, count))
+            rows_NW = torch.empty(len(ids), width)
+            for voxels in np.unique(self._voxels_of[ids]).tolist():
+                mine = np.flatnonzero(self._voxels_of[ids] == voxels)
+                part_NW = torch.empty(len(mine), width)
+                self.gather(ids[mine], voxels, part_NW, pad)
+                rows_NW[torch.from_numpy(mine)] = part_NW
+            table_MW[first : first + len(ids)].copy_(rows_NW)
+        self.table_MW, self._table_pad, self.device = table_MW, pad, device
+
+    def has(self, width: int, pad: str) -> bool:
+        """Whether a table holds the rows just so."""
+        return self.table_MW is not None and (self.table_MW.shape[1], self._table_pad) == (width, pad)
+
+    def take(self, ids: np.ndarray, out_NW: Tensor) -> None:
+        """Copy rows of the table into a float32 batch on its device."""
+        if self.table_MW.device.type == "cpu":
+            np.take(self.table_MW.numpy(), ids, axis=0, out=out_NW.numpy(), mode="clip")
+        else:
+            out_NW.copy_(torch.index_select(self.table_MW, 0, torch.from_numpy(ids).to(self.device)))
 
     def gather(self, ids: np.ndarray, voxels: int, out_NW: Tensor, pad: str) -> None:
         """Copy rows of equally wide samples into ``out_NW`` (N, W) float32, padded on the right to W.
@@ -103,17 +130,32 @@ class Store:
         """
         if not self._all_mapped:
             self.map(self._block["shard"][self._block_of[ids]])
+        self._watch()
         for first in range(0, len(ids), _ROWS):
             part = ids[first : first + _ROWS]
             rows_NW = out_NW if len(part) == len(ids) else out_NW[first : first + _ROWS]
-            self._gather(torch.from_numpy(self._start_of[part]).to(self.device), voxels, rows_NW, pad)
+            self._gather(torch.from_numpy(self._start_of[part]), voxels, rows_NW, pad)
             if self._scaled:
-                rows_NW.mul_(self._scale[torch.from_numpy(self._block_of[part]).to(self.device), None])
+                rows_NW.mul_(self._scale[torch.from_numpy(self._block_of[part]), None])
+
+    def _watch(self) -> None:
+        """Once a second, see that mapped files have kept their size: a row beyond a file's end would be a crash."""
+        now = time.monotonic()
+        if now - self._watched_s < _WATCH_S:
+            return
+        self._watched_s = now
+        for shard in np.flatnonzero(self._mapped).tolist():
+            found = self._range.found_size(shard)
+            if found != self._home.sizes[shard]:
+                raise DataError(
+                    f"{self._home.name}/{self._home.shards[shard].path}: is {found:,} bytes now, was "
+                    f"{self._home.sizes[shard]:,}: it is being changed while it is read. Copy the packed folder again."
+                )
 
     def raw(self, ids: np.ndarray) -> Iterator[np.ndarray]:
-        """Each sample's row as it is stored (V,), read-only, from the mapped files or the table in RAM."""
+        """Each sample's row as it is stored (V,), read-only."""
         self.map(self._block["shard"][self._block_of[ids]])
-        flat = self.flat.cpu().numpy()
+        flat = self.flat.numpy()
         for start, voxels in zip(self._start_of[ids].tolist(), self._voxels_of[ids].tolist()):
             yield flat[start : start + voxels]
 
@@ -139,6 +181,6 @@ class Store:
     def _stage(self, rows: int, width: int) -> Tensor:
         """A buffer of this thread, used again and again: fresh memory would cost more than the copy."""
         held = getattr(self._local, "stage", None)
-        if held is None or held.numel() < rows * width or held.device != self.device:
-            held = self._local.stage = torch.empty(rows * width, dtype=self.dtype, device=self.device)
+        if held is None or held.numel() < rows * width:
+            held = self._local.stage = torch.empty(rows * width, dtype=self.dtype)
         return held[: rows * width].view(rows, width)

@@ -41,11 +41,15 @@ class StoredSet:
     def __init__(self, manifest_path: Path, manifest: Manifest, index: Index, path: Callable[[int], Path]) -> None:
         """``path``: the local file of a shard's number; it may be missing or damaged."""
         self.manifest_path, self.manifest, self.index, self._path = manifest_path, manifest, index, path
-        self.version = sha256(manifest_path)
+        self.version, self._manifest_bytes = sha256(manifest_path), manifest_path.stat().st_size
         subjects = [subject.name for subject in manifest.subjects]
         lists = (subjects, manifest.runs, manifest.sessions, manifest.stimuli, manifest.classes)
         self.names: dict[str, list[str]] = dict(zip(NAMED, lists))
         self.voxels = np.array([subject.voxels for subject in manifest.subjects], dtype=np.int64)
+
+    def source(self, name: str, path: Path) -> dict[str, Any]:
+        """The manifest as a source of another set, as it was when opened: a remote one may have left the cache."""
+        return {"name": name, "bytes": self._manifest_bytes, "sha256": self.version}
 
     def provenance(self) -> dict[str, Any]:
         """What this set was made from, to be kept in the notes of a set that is made from it."""

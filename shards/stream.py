@@ -18,6 +18,7 @@ from cadiff.shards.batches import Buffers
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.faults import FaultPolicy, Faults
 from cadiff.shards.feed import Feed
+from cadiff.shards.leaks import refuse_leaks_between
 from cadiff.shards.mixture import Chosen, Mixture, choose
 from cadiff.shards.readahead import Pieces, ReadAhead
 from cadiff.shards.sampler import ORDER
@@ -100,6 +101,7 @@ class Stream:
         self.accumulate = batch // (micro_batch * world)
         self.has_signal = width > 0 and all(ds.voxels > 0 for ds in self.datasets)
         self.has_image = image_size is not None and all(ds.has_picture.any() for ds in self.datasets)
+        refuse_leaks_between(self.datasets)
         self._chosen = choose(self.datasets, split, list(subjects), self.has_image, batch)
         version = "+".join([*(ds.hash for ds in self.datasets), split, ",".join(subjects), str(self.has_image)])
         rest = (self._reading.order, self._reading.weights)
@@ -115,6 +117,8 @@ class Stream:
         self.keys = [*filter(None, optional), "label", "stimulus", "subject", "sample_id", "epoch"]
         self.seconds = {(str(ds.folder), stage): 0.0 for ds in self.datasets for stage in ("fetch", "decode")}
         self._columns = [self._columns_of(k) for k in range(len(self.datasets))]
+        numbers = batches.number_keys(self.keys)
+        self._numbers = [np.stack([columns[key] for key in numbers], axis=1) for columns in self._columns]
         self._batch_of = lru_cache(maxsize=8)(self._global_batch)
         self._ahead: ReadAhead | None = None
 
@@ -159,7 +163,8 @@ class Stream:
             self._fill(step, index, buffers)
 
         count = max(0, stop_step - start_step) * self.accumulate
-        ahead = self._read_ahead(start_step, stop_step) if self.order == "window" and self.has_signal else None
+        from_files = self.has_signal and any(ds.store.table_MW is None for ds in self.datasets)
+        ahead = self._read_ahead(start_step, stop_step) if self.order == "window" and from_files else None
         feed = Feed(fill, lambda: self._buffers(torch.cuda.is_available()), count, self._reading.workers)
         try:
             for n, buffers in feed.iterate():
@@ -175,11 +180,12 @@ class Stream:
         began = time.perf_counter()
         chosen = self._faults.sound(positions[mine], self.has_signal, self.image_size if self.has_image else None)
         self._count(int(self._chosen.which[chosen[0]]), "fetch", began)
-        which, ids = self._chosen.which[chosen], self._chosen.ids[chosen]
+        ids = self._chosen.ids[chosen]
         buffers["epoch"][:] = torch.from_numpy(epochs[mine]) if self.split == "train" else -1
         if len(self.datasets) == 1:
             self._read(0, ids, buffers)
         else:
+            which = self._chosen.which[chosen]
             for k in np.unique(which).tolist():
                 rows = np.flatnonzero(which == k)
                 part = self._buffers(pin=False, rows=len(rows))
@@ -191,12 +197,11 @@ class Stream:
     def _read(self, k: int, ids: np.ndarray, buffers: Buffers) -> None:
         """Fill buffers with samples that all come from set ``k``."""
         ds, began = self.datasets[k], time.perf_counter()
-        for key, column in self._columns[k].items():
-            np.take(column, ids, out=buffers[key].numpy(), mode="clip")
+        # A sample's numbers lie together, so that looking them up is one miss of the cache, not one each.
+        buffers["numbers"].numpy()[:] = np.take(self._numbers[k], ids, axis=0, mode="clip").T
         if self.has_signal:
-            every = self._reading.faults.check == "every"
             pad = "zero" if self._reading.pad == "zero" else "wrap"
-            ds.read_signals(ids, buffers["signal"], pad, check_rows=every)
+            ds.read_signals(ids, buffers["signal"], pad)
         self._count(k, "fetch", began)
         if self.has_image:
             began = time.perf_counter()

@@ -75,7 +75,7 @@ def pack_table(
             read = [(row, read_frames(row, folder, roi, lag_s)) for row in members]
             for chunk in dict.fromkeys(chunk for _, frames in read for chunk in frames.chunks):
                 name = f"{run}-{chunk}" if chunk else run
-                _pack_run(pack, subject, name, _in_chunk(read, chunk), options, split_of)
+                _pack_run(pack, subject, name, _in_chunk(read, chunk), options, split_of, members[0]["session"])
         for name in dict.fromkeys(pack.names("stimulus")):
             if (folder / name).is_file():
                 pack.picture(name, *read_picture(folder / name, 512))
@@ -155,6 +155,7 @@ def _pack_run(
     parts: list[tuple[str, Frames]],
     options: dict[str, Any],
     split_of: dict[str, str],
+    session: str,
 ) -> None:
     where = f"subject {subject}, run {run}"
     if len({frames.signals_TV.shape[1] for _, frames in parts}) > 1:
@@ -181,7 +182,10 @@ def _pack_run(
         if keep:
             columns = [[column[i] for i in keep] for column in (stimuli, labels)]
             _claim(split_of, columns[0], split, where)
-            pack.add(make_records(subject, run, signals_NV[keep], split, *columns))
+            # Where chunks were cut out of a file its windows are counted within the chunk.
+            begins = [start - count + i * window for i in keep]
+            times = {"session": session, "start": begins, "frames": window if frames.tr_s > 0 else 0}
+            pack.add(make_records(subject, run, signals_NV[keep], split, *columns, **times))
 
 
 def _shared(values: list[str | None], window: int) -> list[str | None]:

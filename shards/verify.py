@@ -205,8 +205,8 @@ def read_piece(descriptor: int, offset: int, length: int) -> bytes | None:
 
 
 def _header_before(descriptor: int, offset: int) -> tuple | None:
-    data = os.pread(descriptor, 128, max(0, offset - 128))
     try:
+        data = os.pread(descriptor, 128, max(0, offset - 128))
         stream = io.BytesIO(data)
         np.lib.format.read_magic(stream)
         return np.lib.format.read_array_header_1_0(stream)

@@ -8,7 +8,7 @@ from cadiff import session
 from cadiff.config import load_job
 from cadiff.distributed import Place, processes_here
 from cadiff.errors import ConfigError
-from cadiff.files import free_memory
+from cadiff.files import memory_bytes
 from cadiff.session import hold_signals, job_hash, reading_of
 from cadiff.shards.dataset import Dataset
 
@@ -47,15 +47,16 @@ def test_how_data_is_read_does_not_make_another_experiment_but_which_data_does(j
 def test_signals_are_held_in_memory_only_where_they_fit(tiny_set, monkeypatch):
     ds = Dataset(tiny_set)
     expected = ds.signals(np.arange(96), 32)
-    monkeypatch.setattr(session, "free_memory", lambda: 2 * 5000)
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(session, "memory_bytes", lambda: 2 * 96 * 32 * 4)
     with pytest.raises(ConfigError, match=r"data.cache = 'ram': the signals are 0.0 GB"):
-        hold_signals([ds], "ram", torch.device("cpu"), 2)
+        hold_signals([ds], "ram", 32, True, cpu, 2)
     with pytest.raises(ConfigError, match="this job runs on the CPU"):
-        hold_signals([ds], "gpu", torch.device("cpu"), 1)
+        hold_signals([ds], "gpu", 32, True, cpu, 1)
+    assert ds.store.table_MW is None
+    hold_signals([ds], "ram", 32, True, cpu, 1)
     monkeypatch.undo()
-    before = ds.store.flat
-    hold_signals([ds], "ram", torch.device("cpu"), 1)
-    assert ds.store.flat is not before and free_memory() > 10**8
+    assert ds.store.has(32, "wrap") and not ds.store.has(40, "wrap") and memory_bytes() > 10**8
     np.testing.assert_array_equal(ds.signals(np.arange(96), 32), expected)
 
 

@@ -66,6 +66,25 @@ def test_a_missing_shard_is_never_passed_over(damaged):
         stream.micro(0, 0)
 
 
+def test_damage_that_comes_later_is_replaced_where_every_read_is_checked(tmp_path):
+    folder = pack(tmp_path / "set")
+    stream = make(folder, FaultPolicy("quarantine", budget=0.5, check="every"))
+    first = stream.micro(0, 0)["sample_id"].tolist()
+    place = stream.datasets[0].describe(first[7])
+    flip(folder / place["shard"], place["offset"])
+    again = stream.micro(0, 0)["sample_id"].tolist()
+    assert first[7] not in again and sum(a != b for a, b in zip(first, again)) >= 1
+
+
+def test_a_table_in_memory_is_made_without_the_damaged_blocks(damaged):
+    stream = make(damaged, FaultPolicy("quarantine", budget=0.5))
+    stream.datasets[0].store.hold("cpu", 64, whole=False)
+    seen = np.concatenate([batch["sample_id"].numpy().copy() for _, _, batch in stream.iterate(0, 5)])
+    assert not ((seen >= 64) & (seen < 128)).any()
+    with pytest.raises(DataError, match="is damaged"):
+        stream.datasets[0].store.hold("cpu", 64)
+
+
 def test_a_damaged_picture_is_replaced_too(tiny_set, tmp_path):
     copy = shutil.copytree(tiny_set, tmp_path / "set")
     ds = Dataset(copy)

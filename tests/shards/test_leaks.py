@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from test_dataset import rewrite
 
-from cadiff.errors import DataError
+from cadiff.errors import ConfigError, DataError
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.pictures import encode_png
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import make_records, silent
+from cadiff.shards.stream import Stream
 from cadiff.shards.verify import verify
 
 SIGNALS = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
@@ -80,3 +81,31 @@ def test_a_leak_that_was_made_afterwards_is_refused_when_read(tmp_path):
     with pytest.raises(DataError, match=r"family of subjects a, b is in train and val"):
         Dataset(tmp_path / "set")
     assert any("family" in problem for problem in verify(tmp_path / "set"))
+
+
+def streams(*folders):
+    options = {"split": "train", "batch": 2, "micro_batch": 2, "width": 16}
+    return Stream([Dataset(folder) for folder in folders], **options)
+
+
+def test_sets_that_leak_into_each_other_are_refused_together(tmp_path):
+    pack(tmp_path / "a", two("train", "val"))
+    with pytest.raises(ConfigError, match="is listed twice"):
+        streams(tmp_path / "a", tmp_path / "a")
+    pack(tmp_path / "b", [("a", "r9", "test", None), ("c", "r1", "train", None)])
+    with pytest.raises(DataError, match="subject a is in train of one and in test of the other"):
+        streams(tmp_path / "a", tmp_path / "b")
+    pack(tmp_path / "c", [("c", "r1", "train", None), ("d", "r1", "val", None)])
+    assert len(streams(tmp_path / "a", tmp_path / "c")) == 8
+
+
+def test_one_stimulus_id_of_two_sets_is_one_stimulus_unless_the_pictures_differ(tmp_path):
+    pack(tmp_path / "a", [("a", "r", "train", ["p", "q", "q", "q"])], kind="god", pictures=[("p", 1), ("q", 2)])
+    pack(tmp_path / "b", [("b", "r", ["test", "train"] * 2, ["p", "z"] * 2)], kind="god", pictures=[("p", 9)])
+    assert len(streams(tmp_path / "a", tmp_path / "b")) == 6
+    pack(tmp_path / "c", [("b", "r", ["test", "train"] * 2, ["p", "z"] * 2)], kind="god")
+    with pytest.raises(DataError, match="stimulus p is in train of one and in test of the other"):
+        streams(tmp_path / "a", tmp_path / "c")
+    pack(tmp_path / "d", [("b", "r", ["test", "train"] * 2, ["x", "z"] * 2)], kind="god", pictures=[("x", 1)])
+    with pytest.raises(DataError, match="picture"):
+        streams(tmp_path / "a", tmp_path / "d")

@@ -101,9 +101,13 @@ def test_a_cache_in_memory_gives_the_same_rows_without_the_files(folder, tmp_pat
     ids = np.random.default_rng(0).permutation(2 * ROWS)
     expected = Dataset(folder).signals(ids, 64)
     ds = Dataset(copy)
-    ds.store.hold("cpu")
+    ds.store.hold("cpu", 64)
     shutil.rmtree(copy)
     np.testing.assert_array_equal(ds.signals(ids, 64), expected)
+    stream = Stream([ds], split="train", batch=30, micro_batch=30, width=64, reading=Reading(order="window"))
+    for _, _, batch in stream.iterate(0, 3):  # nor does a windowed order read ahead from them
+        rows = [expected[ids.tolist().index(i)] for i in batch["sample_id"].tolist()]
+        np.testing.assert_array_equal(batch["signal"], rows)
 
 
 @pytest.mark.gpu
@@ -111,7 +115,7 @@ def test_a_cache_in_memory_gives_the_same_rows_without_the_files(folder, tmp_pat
 def test_a_cache_on_the_gpu_gives_the_same_rows(folder):
     ds = Dataset(folder)
     expected = ds.signals(np.arange(2 * ROWS), 64)
-    ds.store.hold("cuda")
+    ds.store.hold("cuda", 64)
     np.testing.assert_array_equal(ds.signals(np.arange(2 * ROWS), 64), expected)
     batch = Stream([ds], split="train", batch=8, micro_batch=8, width=64).micro(0, 0)
     assert batch["signal"].is_cuda
@@ -130,7 +134,7 @@ def test_a_damaged_block_is_found_on_its_first_read_and_named(folder, tmp_path):
     with pytest.raises(DataError, match=r"fmri-000000\.tar: block 1 at byte [\d,]+ is damaged"):
         ds.signals(np.array([3, 65]), 64)
     with pytest.raises(DataError, match="is damaged"):
-        ds.store.hold("cpu")
+        ds.store.hold("cpu", 64)
 
 
 def test_checking_every_read_finds_what_changes_later(folder, tmp_path):
@@ -166,6 +170,45 @@ def test_a_shard_that_vanishes_or_shrinks_is_an_error_not_a_crash(folder, tmp_pa
         ds.signals(np.arange(10), 64)
 
 
+def test_a_shard_that_shrinks_while_it_is_mapped_is_noticed(folder, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr("cadiff.shards.store._WATCH_S", 0.0)
+    copy = shutil.copytree(folder, tmp_path / "set")
+    ds = Dataset(copy)
+    ds.signals(np.arange(300), 64)
+    with open(copy / "fmri-000000.tar", "rb+") as handle:
+        handle.truncate(3000)
+    with pytest.raises(DataError, match=r"fmri-000000\.tar: is 3,000 bytes now"):
+        ds.signals(np.arange(10), 64)
+
+
+def test_a_disk_that_cannot_read_is_damage(folder, monkeypatch):
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    ds = Dataset(folder)
+    monkeypatch.setattr("cadiff.shards.checks.os.preadv", broken)
+    with pytest.raises(DataError, match="the disk cannot read it"):
+        ds.signals(np.arange(3), 64)
+
+
+def test_what_one_thread_finds_damaged_no_other_takes_back(folder):
+    ds = Dataset(folder)
+    ds.checks.look(np.arange(6))
+    assert ds.checks.all_sound
+    ds.checks.mark(np.array([2]))
+    assert not ds.checks.all_sound and ds.checks.damaged(np.arange(6)).tolist() == [2]
+
+
+def test_a_row_at_the_end_of_a_file_can_be_read_a_little_beyond(tmp_path):
+    for k in range(2):
+        (tmp_path / str(k)).write_bytes(b"\1" * 8192)
+    area = AddressRange([8192, 8192])
+    area.map(0, tmp_path / "0")  # the next file is not there yet
+    assert area.flat(torch.int8)[8000 : 8192 + 1024].sum() == 192
+
+
 def test_files_share_one_range_of_addresses(tmp_path):
     sizes = [5000, 0, 4096, 10]
     paths = [tmp_path / str(k) for k in range(4)]
@@ -175,7 +218,7 @@ def test_files_share_one_range_of_addresses(tmp_path):
     flat = area.flat(torch.int8)
     for k in (2, 0, 3, 1):
         area.map(k, paths[k])
-    assert area.starts.tolist() == [0, 8192, 8192, 12288]
+    assert area.starts.tolist() == [0, 12288, 16384, 24576]
     for k, (start, size) in enumerate(zip(area.starts.tolist(), sizes)):
         assert (flat[start : start + size] == k + 1).all()
     with pytest.raises(DataError, match=r"5,000 bytes, expected 4,096"):
