@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from cadiff.shards.home import Home
 
 log = logging.getLogger(__name__)
 
+READERS = 4  # reads in flight: what keeps a disk or a network file system busy
 _TOGETHER = 4 * 1024**2  # neighbouring blocks are read in one go of at most this many bytes
 _GAP = 64 * 1024  # what may lie between two blocks that are read together: headers and .json members
 
@@ -73,11 +75,19 @@ class BlockChecks:
         """Read blocks (ascending) and note what was found, whether they were looked at before or not."""
         order = np.lexsort((self._offset[blocks], self._shard[blocks]))
         blocks = blocks[order]
-        start = 0
+        pieces, start = [], 0
         while start < len(blocks):
             stop = self._end_of_piece(blocks, start)
-            self._note(blocks[start:stop], self._look_at_piece(blocks[start:stop]))
+            pieces.append(blocks[start:stop])
             start = stop
+        if len(pieces) <= READERS:
+            for piece in pieces:
+                self._note(piece, self._look_at_piece(piece))
+            return
+        # A first batch in random order touches many pieces: several requests at once keep a disk busy.
+        with ThreadPoolExecutor(READERS, thread_name_prefix="look") as pool:
+            for piece, sound in zip(pieces, pool.map(self._look_at_piece, pieces)):
+                self._note(piece, sound)
 
     def mark(self, blocks: np.ndarray) -> None:
         """Note that blocks are damaged, however that was found."""

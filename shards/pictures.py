@@ -84,10 +84,10 @@ def decode_square(data: bytes, out_SS3: np.ndarray, what: str) -> None:
     from PIL import Image
 
     size = len(out_SS3)
-    with suppress(ValueError):
-        if data[:3] == _JPEG and simplejpeg.decode_jpeg_header(data)[:2] == (size, size):
-            simplejpeg.decode_jpeg(data, "RGB", buffer=out_SS3)
-            return
+    if data[:3] == _JPEG:
+        with suppress(ValueError):  # a larger one does not fit the buffer, and is refused before it is decoded
+            if simplejpeg.decode_jpeg(data, "RGB", buffer=out_SS3).shape == out_SS3.shape:
+                return
     try:
         picture = _open(data, _STORED).convert("RGB")
         side = min(picture.size)

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from cadiff.shards.checks import READERS
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.mixture import Chosen, pieces_of_blocks
 
-READERS = 4  # reads in flight: what keeps a disk or a network file system busy
-STEPS_AHEAD = 8
+STEPS_AHEAD = 16
 _TOGETHER = 64  # steps whose pieces are worked out at once
 
 

@@ -45,7 +45,7 @@ def loader(
             from cadiff.shards.synthetic.loader_set import make_loader_set
 
             shards = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cadiff-bench-"))) / "paper-shape"
-            make_loader_set(shards)
+            make_loader_set(shards, subjects=60)
         numbers = [int(part) for part in workers.split(",") if part.strip().isdigit()] or [1]
         told = measure(shards, batch, seconds, numbers, View().line)
     if report is not None:

@@ -6,9 +6,10 @@ The formulas, for every kind of run of a study (GB = 10^9 bytes):
     windows of a run     = frames // window
     packed bytes         = windows x voxels x bytes per value + 3 kB of headers per block of up to 64 windows
     archive bytes        = frames x voxels x 2        (scans.zarr keeps each whole run as float16)
-    CPU seconds of a run = header + raw bytes x hashing + frames x voxels x work per value
-    pack seconds         = the larger of  sum over runs of (CPU seconds + raw bytes / read speed) / cores
-                                    and  all raw bytes / read speed
+    taken bytes of a run = 629 kB of header + frames x voxels x 4      (a ROI is read and hashed, not the whole file)
+    CPU seconds of a run = header + taken bytes x hashing + frames x voxels x work per value
+    pack seconds         = the larger of  sum over runs of (CPU seconds + taken bytes / read speed) / cores
+                                    and  all taken bytes / read speed
     read bytes/s per GPU = samples per second x voxels x bytes per value
 
 One reader gets the whole speed of the storage while no other reads, so one core waits for the disk and then works; with
@@ -69,8 +70,8 @@ PRESETS = {
         184, (Scan("REST", 4, 900), *(Scan(n, 1, frames) for n, frames in _MOVIES.items()), Scan("RET", 6, 300)), 1.0
     ),
 }
-# A simulated run of HCP's size, in the page cache; Python 3.11, NumPy 2.4, nibabel 5.4. docs/data.md says how.
-DEFAULT_SPEED = PackSpeed(0.53, 7.6e-10, 2.0e-8, "measured on one core of an AMD EPYC virtual machine")
+# A simulated run of HCP's size, in the page cache; Python 3.11, NumPy 2.4. docs/data.md says how.
+DEFAULT_SPEED = PackSpeed(0.012, 6.4e-10, 1.2e-8, "measured on one core of an AMD EPYC virtual machine")
 
 
 def choose(
@@ -130,15 +131,16 @@ def estimate(
     longest = max(scan.frames for scan in study.scans)
     if window > longest:
         raise ConfigError(f"window = {window}: the longest run has {longest} frames. Use a smaller window.")
-    runs = frames = samples = blocks = raw = 0
+    runs = frames = samples = blocks = raw = taken = 0
     cpu_s = 0.0
     for scan in study.scans:
         count, windows = study.subjects * scan.runs, scan.frames // window
         bytes_of_run = raw_bytes(scan.frames, study.grayordinates)
         runs, frames, samples = runs + count, frames + count * scan.frames, samples + count * windows
         blocks, raw = blocks - count * (-windows // BLOCK_ROWS), raw + count * bytes_of_run
-        cpu_s += count * run_seconds(bytes_of_run, scan.frames * voxels, speed)
-    read_s = raw / (read_gbps * 1e9)
+        taken += count * raw_bytes(scan.frames, voxels)
+        cpu_s += count * run_seconds(scan.frames * voxels, speed)
+    read_s = taken / (read_gbps * 1e9)
     row_bytes = voxels * VALUE_BYTES[dtype]
     packed = samples * row_bytes + blocks * BLOCK_BYTES
     return {
@@ -147,6 +149,7 @@ def estimate(
         "frames": frames,
         "hours": frames * study.tr_s / 3600,
         "raw_bytes": raw,
+        "taken_bytes": taken,
         "raw_bytes_of_longest_run": raw_bytes(longest, study.grayordinates),
         "cpu_s_per_run": cpu_s / runs,
         "pack_s": max((cpu_s + read_s) / cores, read_s),
@@ -166,9 +169,10 @@ def raw_bytes(frames: int, grayordinates: int) -> int:
     return HEADER_BYTES + frames * grayordinates * RAW_VALUE_BYTES
 
 
-def run_seconds(file_bytes: int, values: int, speed: PackSpeed) -> float:
-    """CPU seconds to pack one run of ``values`` = frames x voxels from a file of that size."""
-    return speed.header_s + file_bytes * speed.hash_s_per_byte + values * speed.work_s_per_value
+def run_seconds(values: int, speed: PackSpeed) -> float:
+    """CPU seconds to pack one run of ``values`` = frames x voxels."""
+    taken = HEADER_BYTES + values * RAW_VALUE_BYTES
+    return speed.header_s + taken * speed.hash_s_per_byte + values * speed.work_s_per_value
 
 
 def table(report: dict[str, Any]) -> list[str]:
