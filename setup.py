@@ -30,6 +30,8 @@ setup(
         "typer>=0.20",
         "rich>=14",
         "pillow>=11",
+        "simplejpeg>=1.8",
+        "google-crc32c>=1.6",
         "scikit-image>=0.25",
         "scipy>=1.15",
         "threadpoolctl>=3.5",
