@@ -154,6 +154,14 @@ class Dataset:
         self.pictures.read(stimuli, out_NSS3)
         return np.ascontiguousarray(out_NSS3.transpose(0, 3, 1, 2))
 
+    def regions(self, subject: str) -> dict[str, np.ndarray]:
+        """Region -> columns of this subject's signals, those that all subjects share among them."""
+        return {**self.rois.get("*", {}), **self.rois.get(subject, {})}
+
+    def labels(self, ids: np.ndarray) -> list[str | None]:
+        """Class name of each sample, None where it has no label."""
+        return [self.classes[i] if i >= 0 else None for i in self.table.label[ids].tolist()]
+
     @property
     def has_picture(self) -> np.ndarray:
         """bool, one entry per stimulus."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,11 @@ def cut_by_split(folder: str | Path, out: str | Path, *, progress: Progress = si
     stored = open_stored(folder)
     _refuse_set(out)
     found = []
-    for number, split in enumerate(SPLITS):
-        keep_N = stored.index.sample["split"] == number
-        if keep_N.any():
-            found.append(_make_part(stored, folder, Path(out) / split, keep_N, {"split": split}, progress))
+    with _no_empty_folder(Path(out)):
+        for number, split in enumerate(SPLITS):
+            keep_N = stored.index.sample["split"] == number
+            if keep_N.any():
+                found.append(_make_part(stored, folder, Path(out) / split, keep_N, {"split": split}, progress))
     return found
 
 
@@ -90,15 +92,27 @@ def cut_by_subject(
     stored = open_stored(folder)
     names = stored.names["subject"]
     if not 2 <= parts <= len(names):
-        raise ConfigError(f"into {parts}: expected from 2 to {len(names)}, the number of subjects in {folder}.")
+        raise ConfigError(f"into {parts}: {folder} has {len(names)} subjects; give from 2 to as many parts.")
     _refuse_set(out)
     part_S = np.arange(len(names)) * parts // len(names)
     found = []
-    for part in range(parts):
-        keep_N = part_S[stored.index.sample["subject"]] == part
-        name = f"set-{part:0{len(str(parts - 1))}d}"
-        found.append(_make_part(stored, folder, Path(out) / name, keep_N, {"part": part, "parts": parts}, progress))
+    with _no_empty_folder(Path(out)):
+        for part in range(parts):
+            keep_N = part_S[stored.index.sample["subject"]] == part
+            name, choice = f"set-{part:0{len(str(parts - 1))}d}", {"part": part, "parts": parts}
+            found.append(_make_part(stored, folder, Path(out) / name, keep_N, choice, progress))
     return found
+
+
+@contextmanager
+def _no_empty_folder(out: Path) -> Iterator[None]:
+    """A failure before the first part is finished leaves no folder for the parts; finished parts stay."""
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):
+            out.rmdir()
+        raise
 
 
 def _make_part(

@@ -131,3 +131,16 @@ def test_split_and_merge(shards, tiny_set, tmp_path):
         assert shards("split", tiny_set, tmp_path / "no", *wrong)[0] == 2
     assert shards("merge", tiny_set, tmp_path / "b", tmp_path / "no")[0] == 2  # B's samples are in both
     assert not (tmp_path / "no").exists()
+
+
+def test_a_folder_that_is_not_there_is_a_mistake_and_verify_wants_a_local_one(shards, tmp_path):
+    for command in ("info", "verify", "ls"):
+        code, _, err = shards(command, tmp_path / "nothing")
+        assert code == 2 and "nothing: no such folder" in err
+    code, _, err = shards("verify", "file:///somewhere")
+    assert code == 2 and "takes a local folder" in err
+
+
+def test_a_split_that_fails_leaves_no_empty_folder(shards, damaged, tmp_path):
+    code, _, err = shards("split", damaged, tmp_path / "parts", "--split-files")
+    assert code == 3 and "damaged" in err and not (tmp_path / "parts").exists()

@@ -23,12 +23,30 @@ def register(app: typer.Typer) -> None:
     app.add_typer(shards, name="shards")
 
 
+def existing(folder: str | Path, *, local: bool = False) -> str:
+    """A packed folder or URL that the user named.
+
+    Raises:
+        ConfigError: no such folder, or a URL where only a local folder will do.
+    """
+    from cadiff.errors import ConfigError
+
+    text = str(folder)
+    if "://" in text or text.startswith(("file:/", "s3:/", "gs:/", "http:/", "https:/")):
+        if local:
+            raise ConfigError(f"{text}: this command takes a local folder, not a URL. Copy the set first.")
+        return text
+    if not Path(text).is_dir():
+        raise ConfigError(f"{text}: no such folder.")
+    return text
+
+
 @shards.command("info")
 def info(folder: str = typer.Argument(help="A packed folder, or its URL."), as_json: bool = JSON) -> None:
     """Say what a packed folder holds: samples per split, subjects, voxels, stimuli, classes, and its version."""
     from cadiff.shards.facts import facts
 
-    told = facts(folder)
+    told = facts(existing(folder))
     if as_json:
         typer.echo(json.dumps(told, indent=1))
         return
@@ -56,7 +74,7 @@ def _lines(told: dict[str, Any]) -> dict[str, str]:
         "classes": f"{len(told['classes']):,}: {_some(told['classes'])}",
         "stored": f"{told['dtype']}, {told['blocks']:,} blocks, {told['shards']:,} shards, {told['bytes']:,} bytes",
         "regions": _some([f"{subject}: {count:,}" for subject, count in regions.items()]),
-        "scans": f"{scans['arrays']:,} runs, {scans['bytes']:,} bytes" if scans else "none",
+        "scans": f"{scans['arrays']:,} arrays, {scans['bytes']:,} bytes" if scans else "none",
         "sources": f"{told['sources']['count']:,} files, {told['sources']['bytes']:,} bytes",
         "dropped": f"{dropped['count']:,}" + (f": {first}" if first else ""),
         "notes": _some(told["notes"]),
@@ -82,7 +100,9 @@ def ls(
     """
     from cadiff.shards.facts import list_samples
 
-    for number, row in enumerate(list_samples(folder, split=split, subject=subject, stimulus=stimulus, limit=limit)):
+    for number, row in enumerate(
+        list_samples(existing(folder), split=split, subject=subject, stimulus=stimulus, limit=limit)
+    ):
         if as_json:
             print(json.dumps(row))
             continue
@@ -103,10 +123,10 @@ def verify(
     from cadiff.shards.verify import examine, glance
 
     if quick:
-        checked = glance(folder)
+        checked = glance(Path(existing(folder, local=True)))
     else:
         with View().task("verify") as task:
-            checked = examine(folder, progress=task.advance)
+            checked = examine(Path(existing(folder, local=True)), progress=task.advance)
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "quick": quick, **vars(checked)}, indent=1))
         raise typer.Exit(DataError.exit_code if checked.problems else 0)

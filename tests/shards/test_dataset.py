@@ -226,3 +226,18 @@ def test_rows_survive_the_round_trip_to_half_precision(tmp_path):
     np.testing.assert_array_equal(half, values.astype(np.float16))
     np.testing.assert_array_equal(to_single(half, np.empty((50, 40), np.float32)), half.astype(np.float32))
     assert np.isinf(to_half(np.array([[1e6]]))).all()
+
+
+def test_labels_are_names_or_none_and_regions_of_all_are_everyones(tmp_path):
+    from cadiff.shards.protocol import pack_folder
+    from cadiff.shards.record import make_records, silent
+
+    def fill(pack):
+        pack.add(make_records("A", "r", np.ones((3, 4), np.float32), "train", None, ["x", None, "y"]))
+        pack.rois("*", {"V1": np.array([0, 2])})
+        pack.rois("A", {"V2": np.array([3])})
+
+    pack_folder(tmp_path / "s", "table", {}, {}, fill, silent)
+    ds = Dataset(tmp_path / "s")
+    assert ds.labels(np.arange(3)) == ["x", None, "y"]
+    assert {name: columns.tolist() for name, columns in ds.regions("A").items()} == {"V1": [0, 2], "V2": [3]}
