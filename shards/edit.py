@@ -92,7 +92,7 @@ def cut_by_subject(
     stored = open_stored(folder)
     names = stored.names["subject"]
     if not 2 <= parts <= len(names):
-        raise ConfigError(f"into {parts}: {folder} has {len(names)} subjects; give from 2 to as many parts.")
+        raise ConfigError(f"into {parts}: {folder} has {len(names)} subjects; expected from 2 to {len(names)} parts.")
     _refuse_set(out)
     part_S = np.arange(len(names)) * parts // len(names)
     found = []
