@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from cadiff.errors import ConfigError
 
@@ -57,3 +58,19 @@ def processes_here(here: Place, environ: Mapping[str, str] = os.environ) -> int:
 def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
     """True if a launcher started this process as one rank of a job."""
     return any(all(name in environ for name in names) for names in _DIALECTS[:1])
+
+
+def alive(process: int) -> bool:
+    """False once a process is gone, also while nobody has collected it yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from cadiff.distributed import place
+from cadiff.distributed import alive, place
 from cadiff.errors import CadiffError, ConfigError
 
 MARK = "[cadiff] "  # the lines of a rank that a person wants to see begin with this
@@ -77,26 +77,10 @@ def end_with(parent: str | None) -> None:
     def watch() -> None:
         while True:
             time.sleep(0.5)
-            if not _alive(int(parent)):
+            if not alive(int(parent)):
                 os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
-
-
-def _alive(process: int) -> bool:
-    """False once a process is gone, also while nobody has collected it yet."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def hold(run: Path, patience_s: float = 20.0) -> TextIO:

@@ -7,8 +7,6 @@ which is much faster than reading frames and cutting columns. Shapes: T frames, 
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,12 @@ from xml.parsers.expat import ExpatError
 import numpy as np
 
 from cadiff.errors import DataError
+from cadiff.shards.arrays import DAMAGED
 from cadiff.shards.cifti_header import LEFT_RIGHT, MESH, DenseHeader, parse_header
 from cadiff.shards.mmp import CORTEX, GRAYORDINATES, parcellation
 
 # nibabel checks little before it computes with a header, so a damaged one surfaces as almost any of these.
-_GARBAGE = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ArithmeticError, OSError, EOFError,
-    MemoryError, NotImplementedError, RuntimeError, struct.error, zlib.error, ExpatError,
-)  # fmt: skip
+_GARBAGE = (*DAMAGED, AssertionError, ExpatError)
 _BLOCK_BYTES = 2**19  # series read at a time: they and their float64 copy stay in a core's cache
 _FINE_MESH = 59_292  # vertices per hemisphere of the 59k mesh, that of HCP's 1.6 mm files
 

@@ -109,10 +109,9 @@ def _no_empty_folder(out: Path) -> Iterator[None]:
     """A failure before the first part is finished leaves no folder for the parts; finished parts stay."""
     try:
         yield
-    except Exception:
-        with suppress(OSError):
+    finally:
+        with suppress(OSError):  # it is not empty, or was never made
             out.rmdir()
-        raise
 
 
 def _make_part(

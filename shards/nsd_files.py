@@ -10,8 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cadiff.errors import ConfigError, DataError
+from cadiff.shards import arrays
 from cadiff.shards.pictures import MAX_PIXELS
 
 TRIALS = 750  # of a session
@@ -31,10 +30,7 @@ TABLE = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
 STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 
 # What readers of files that nobody vouches for raise on damage.
-DAMAGED = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, OSError, EOFError, MemoryError,
-    NotImplementedError, RuntimeError, struct.error, zlib.error, csv.Error,
-)  # fmt: skip
+DAMAGED = (*arrays.DAMAGED, csv.Error)
 
 
 @dataclass(frozen=True)

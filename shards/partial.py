@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial as bind
 from pathlib import Path
 
+from cadiff.distributed import alive
 from cadiff.errors import DataError
 from cadiff.files import sync_folder, sync_tree
 from cadiff.shards.absorb import absorb
@@ -32,7 +33,7 @@ def fresh_partial(out: Path) -> Path:
     mine = out.parent / f"{stem}{os.getpid()}"
     for stale in sorted(out.parent.glob(f"{glob.escape(stem)}*")):
         process = stale.name.removeprefix(stem)
-        if not process.isdigit() or _alive(int(process)):
+        if not process.isdigit() or alive(int(process)):
             continue
         if not mine.exists() and _finished_parts(stale):
             os.rename(stale, mine)
@@ -122,13 +123,3 @@ def _part(folder: Path, number: int) -> Path:
 
 def _finished_parts(partial: Path) -> list[Path]:
     return [path for path in partial.glob("part-*") if (path / "manifest.json").is_file()]
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -63,10 +63,6 @@ class Pack:
         self._numbers: dict[str, dict[str, int]] = {column: {} for column in NAMED}
         self.tars = {prefix: Tars(folder, prefix, self.shards, shard_bytes) for prefix in ("fmri", "images")}
 
-    @property
-    def source_count(self) -> int:
-        return len(self._sources)
-
     def source(self, name: str) -> str:
         """Hash one input file, once; best called when it is about to be read. Returns the sha256."""
         if name not in self.hashes:
