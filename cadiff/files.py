@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
 import os
+import resource
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cadiff.errors import DataError
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it into place only if the block succeeds."""
     path = Path(path)
@@ -89,14 +90,32 @@ def read_json(path: str | Path) -> Any:
         ) from None
 
 
-def memory_bytes() -> int:
-    """RAM this process may use: the machine's, or less where a container or a scheduler sets a limit (cgroup v2)."""
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory_bytes(system: Path = Path("/")) -> int:
+    """RAM this process may use: the machine's, or less where a container, a scheduler or ulimit sets a limit.
+
+    Limits of control groups count at every level above the process (versions 1 and 2).
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits += [soft for soft, _ in map(resource.getrlimit, (resource.RLIMIT_AS, resource.RLIMIT_DATA)) if soft > 0]
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        groups = (system / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        limit = "max"
-    return min(most, int(limit)) if limit.isdigit() else most
+        groups = []
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if controllers == "":
+            top, name = system / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = system / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inner = top / path.strip("/")
+        for folder in (inner, *inner.parents):
+            if not folder.is_relative_to(top):
+                break
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                limits.append(int((folder / name).read_text()))
+    return min(limits)
 
 
 def sha256(path: str | Path) -> str:

@@ -19,7 +19,8 @@ from cadiff.distributed import Place, processes_here
 from cadiff.engine import Engine, device_of
 from cadiff.errors import ConfigError
 from cadiff.exports import parent_hash
-from cadiff.files import memory_bytes, read_json, write_json, write_text
+from cadiff.files import read_json, write_json, write_text
+from cadiff.holding import hold_signals
 from cadiff.kernels.dispatch import describe as describe_kernels
 from cadiff.kernels.dispatch import self_check
 from cadiff.phases import Space, build_phase
@@ -70,7 +71,7 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     }
     stream = Stream(datasets, split="train", batch=job.train.batch, micro_batch=micro, **options)
     check_batch(job, stream)
-    if job.data.cache != "none" and width:
+    if width:
         whole = job.data.on_damage == "raise"
         hold_signals(datasets, job.data.cache, width, whole, device_of(place), processes_here(place))
     space = Space(width, len(stream.classes))
@@ -128,33 +129,6 @@ def reading_of(job: Job, run: Path) -> Reading:
     data = job.data
     faults = FaultPolicy(data.on_damage, data.damage_budget, data.check, run / "quarantine.jsonl")
     return Reading(data.order, tuple(data.weights), workers=data.workers, faults=faults)
-
-
-def hold_signals(
-    datasets: list[Dataset], where: str, width: int, whole: bool, device: torch.device, processes: int
-) -> None:
-    """Keep all signals, decoded and padded, in RAM or GPU memory, if they fit.
-
-    Args:
-        whole: damaged blocks are an error; else their samples are replaced when they are due.
-        processes: how many of this machine do the same; whether they fit is one answer for all of them.
-
-    Raises:
-        ConfigError: there is no GPU, or not enough memory; nothing was copied.
-    """
-    if where == "gpu" and device.type != "cuda":
-        raise ConfigError("data.cache = 'gpu', but this job runs on the CPU. Use data.cache=ram or none.")
-    needed = sum(
-        len(ds) * width * (2 if where == "gpu" and ds.manifest["dtype"] == "float16" else 4) for ds in datasets
-    )
-    room = torch.cuda.mem_get_info(device)[0] if where == "gpu" else memory_bytes() // processes
-    if needed > room * 0.8:
-        raise ConfigError(
-            f"data.cache = '{where}': the signals are {needed / 1e9:.1f} GB, and each process may take 80 % of "
-            f"{room / 1e9:.1f} GB. Use data.cache=none; what is read again comes from the system's page cache."
-        )
-    for ds in datasets:
-        ds.store.hold(device if where == "gpu" else "cpu", width, whole=whole)
 
 
 def check_batch(job: Job, stream: Stream) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from cadiff.launch.machine import machine
+
 ROUNDS = 5
 _READ = 4 * 1024**2
 
@@ -23,12 +25,15 @@ _READ = 4 * 1024**2
 def measure(shards: Path, batch: int, seconds: float, workers: list[int], say: Callable[[str], None]) -> dict[str, Any]:
     """Run every contender in a process of its own, so that memory is its own too."""
     report: dict[str, Any] = {"bench": "loader", "shards": str(shards), "batch": batch, **_describe(shards)}
+    report["machine"] = machine()
     plans: list[tuple[str, Callable[..., dict], tuple]] = []
     if report["voxels"]:
         common = (shards, batch, seconds)
-        plans += [(f"random, {n} workers", stream_warm, (*common, n, "random", False)) for n in workers]
-        plans += [(f"random, {n} workers, cache=ram", stream_warm, (*common, n, "random", True)) for n in workers]
-        plans += [(f"window, {max(workers)} workers", stream_warm, (*common, max(workers), "window", False))]
+        plans += [(f"kept in RAM, {n} workers", stream_warm, (*common, n, "random", True)) for n in workers]
+        plans += [(f"mapped files, {n} workers", stream_warm, (*common, n, "random", False)) for n in workers]
+        plans += [
+            (f"mapped files in windows, {max(workers)} workers", stream_warm, (*common, max(workers), "window", False))
+        ]
         plans += [("cold, window", stream_cold, (shards, batch, max(workers), "window"))]
         plans += [("cold, random", stream_cold, (shards, batch, max(workers), "random"))]
         plans += [("stock webdataset, same tars", stock_blocks, (shards, seconds))]
@@ -115,13 +120,18 @@ def stock_frames(shards: Path, batch: int, seconds: float) -> dict[str, Any]:
 
 
 def pictures(shards: Path, batch: int, seconds: float, workers: int) -> dict[str, Any]:
-    """Pictures decoded anew for every batch, beside the bare decoder on as many threads and bytes in memory."""
+    """fMRI-picture pairs, decoded anew for every batch, beside the bare decoder on as many threads, bytes in memory.
+
+    Both are warm: every block's first look, which costs a read and a checksum, is over.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     import simplejpeg
 
     ds, stream = _stream(shards, batch, workers, "random", size=256)
     ds.pictures.cache_bytes = 0
+    for checks, count in ((ds.checks, len(ds.checks.lengths)), (ds.pictures.checks, len(ds.has_picture))):
+        checks.require(np.arange(count))
     data = [ds.pictures.encoded(int(i)) for i in np.flatnonzero(ds.has_picture)[:200]]
     batches = stream.iterate(0, 10**9)
     for _ in range(8):
@@ -149,8 +159,6 @@ def _decode_all(data: list[bytes]) -> None:
 
 
 def _describe(shards: Path) -> dict[str, Any]:
-    import torch
-
     from cadiff.shards.dataset import Dataset
 
     ds = Dataset(shards)
@@ -158,7 +166,6 @@ def _describe(shards: Path) -> dict[str, Any]:
     return {
         "voxels": ds.voxels, "samples": len(ds), "bytes": size, "dtype": ds.manifest["dtype"], "hash": ds.hash,
         "pictures": int(ds.has_picture.sum()), "jpeg": _all_jpeg(ds),
-        "torch": torch.__version__, "cores": len(os.sched_getaffinity(0)),
     }  # fmt: skip
 
 

@@ -19,12 +19,14 @@ pre{background:#f3f6f8;padding:1rem;overflow:auto;font-size:13px}
 
 def write_page(path: Path, told: dict[str, Any]) -> None:
     """Write the page, whole or not at all."""
+    on = told["machine"]
     title = f"Loader: {told['samples']:,} samples of {told['voxels']:,} voxels ({told['dtype']})"
     body = join(
         [
             tag("h1", title),
-            tag("p", f"Batch {told['batch']}, {told['cores']} cores, torch {told['torch']}. The pale bar is the limit "
-                "measured in the same process, taking turns with what is measured.", class_="quiet"),
+            tag("p", f"Batch {told['batch']}, {on['cores']} cores of {on['processor']}, torch {on['versions']['torch']}. "
+                "The pale bar is the limit measured in the same process, taking turns with what is measured.",
+                class_="quiet"),
             _bars(told["contenders"]),
             tag("h2", "All figures"),
             tag("pre", json.dumps(told, indent=1)),

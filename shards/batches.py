@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cadiff.shards.address import roomy
+
 Buffers = dict[str, Tensor]
 
 
@@ -55,7 +57,10 @@ def make_buffers(keys: list[str], rows: int, width: int, size: int, device: torc
     for key in sorted(shapes.keys() & wanted):
         shape, dtype = shapes[key]
         where = device if key in ("signal", "packed") else torch.device("cpu")
-        buffers[key] = torch.empty(shape, dtype=dtype, device=where, pin_memory=pin and where.type == "cpu")
+        if where.type == "cpu" and not pin:
+            buffers[key] = roomy(shape, dtype)
+        else:
+            buffers[key] = torch.empty(shape, dtype=dtype, device=where, pin_memory=where.type == "cpu")
     return buffers | dict(zip(numbers, buffers["numbers"]))
 
 

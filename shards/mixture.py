@@ -101,7 +101,7 @@ class Mixture:
         if len(self._samplers) == 1:
             sampler = self._samplers[0]
             epoch = np.full(len(self._slots[0]), step // sampler.steps_per_epoch, dtype=np.int64)
-            return self._positions[0][sampler.positions(step)], epoch
+            return sampler.positions(step), epoch  # one source has all positions
         source, place = self._slots
         position, epoch = np.empty(len(source), dtype=np.int64), np.empty(len(source), dtype=np.int64)
         for k, sampler in enumerate(self._samplers):

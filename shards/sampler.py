@@ -25,7 +25,26 @@ def keyed_words(n: int, *key: str | int) -> np.ndarray:
 
 def keyed_permutation(n: int, *key: str | int) -> np.ndarray:
     """A permutation of 0..n-1 decided by ``key`` alone: int64 (n,)."""
-    return np.argsort(keyed_words(n, *key), kind="stable")
+    return stable_order(keyed_words(n, *key))
+
+
+def stable_order(words_N: np.ndarray) -> np.ndarray:
+    """As ``np.argsort(words_N, kind="stable")`` of random uint64 words, several times faster: int64 (N,).
+
+    Each word's low bits give way to its position, so that a plain sort finds the order; the few words that differ in
+    those bits only are put right afterwards.
+    """
+    low = np.uint64(max(1, (len(words_N) - 1).bit_length()))
+    keys_N = (words_N >> low << low) | np.arange(len(words_N), dtype=np.uint64)
+    keys_N.sort()
+    order_N = (keys_N & ((np.uint64(1) << low) - np.uint64(1))).astype(np.int64)
+    keys_N >>= low
+    alike = np.flatnonzero(keys_N[1:] == keys_N[:-1])
+    if len(alike):
+        places = np.union1d(alike, alike + 1)
+        tied = order_N[places]
+        order_N[places] = tied[np.lexsort((tied, words_N[tied]))]
+    return order_N
 
 
 def stream_count(batch: int) -> int:
@@ -67,6 +86,8 @@ class Sampler:
         return turn[(epoch * rest + np.arange(rest)) % self.count]
 
     def _kept(self, epoch: int) -> np.ndarray:
+        if self.count % self.batch == 0:
+            return np.arange(self.count)
         keep = np.ones(self.count, dtype=bool)
         keep[self.left_out(epoch)] = False
         return np.flatnonzero(keep)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cadiff.errors import DataError
-from cadiff.shards.address import AddressRange
+from cadiff.shards.address import AddressRange, roomy
 from cadiff.shards.checks import BlockChecks
 from cadiff.shards.encoding import ITEM_BYTES
 from cadiff.shards.home import Home
@@ -44,6 +44,7 @@ class Store:
         self._scale = torch.from_numpy(block["scale"].astype(np.float32))
         self._range = AddressRange(home.sizes)
         self.flat = self._range.flat(self.dtype)
+        self._views: dict[int, Tensor] = {}
         self.starts = (self._range.starts[block["shard"]] + block["offset"]) // self._item
         self._block_of = np.repeat(np.arange(len(block["rows"])), block["rows"])
         self._voxels_of = np.repeat(checks.lengths // self._item // block["rows"], block["rows"])
@@ -81,7 +82,7 @@ class Store:
     def hold(self, device: torch.device | str, width: int, pad: str = "wrap", *, whole: bool = True) -> None:
         """Keep all rows, decoded and padded to ``width``, in one table on ``device``: reading needs the files no more.
 
-        The table is float32 in RAM and for stored float32 or whole numbers, float16 on a GPU where that is exact.
+        The table is float16 where the rows are stored so, else float32.
 
         Args: ``whole``: a damaged block is an error; else its rows are not to be read, as ``checks`` says.
 
@@ -92,14 +93,11 @@ class Store:
         if whole:
             self._checks.require(blocks)
         self._checks.damaged(blocks)
-        device = torch.device(device)
-        exact = torch.float16 if device.type != "cpu" and self.dtype == torch.float16 else torch.float32
-        count = len(self._block_of)
+        device, count = torch.device(device), len(self._block_of)
         if device.type == "cpu":
-            # NumPy asks the system for huge pages where it allocates much; rows are then found without page walks.
-            table_MW = torch.from_numpy(np.empty((count, width), dtype=np.float32))
+            table_MW = roomy((count, width), self._kept())
         else:
-            table_MW = torch.empty((count, width), dtype=exact, device=device)
+            table_MW = torch.empty((count, width), dtype=self._kept(), device=device)
         for first in range(0, count, _ROWS):
             ids = np.arange(first, min(first + _ROWS, count))
             rows_NW = torch.empty(len(ids), width)
@@ -111,16 +109,27 @@ class Store:
             table_MW[first : first + len(ids)].copy_(rows_NW)
         self.table_MW, self._table_pad, self.device = table_MW, pad, device
 
+    def held_bytes(self, width: int) -> int:
+        """What ``hold`` would take."""
+        return len(self._block_of) * width * self._kept().itemsize
+
+    def _kept(self) -> torch.dtype:
+        return torch.float16 if self.dtype == torch.float16 and not self._scaled else torch.float32
+
     def has(self, width: int, pad: str) -> bool:
         """Whether a table holds the rows just so."""
         return self.table_MW is not None and (self.table_MW.shape[1], self._table_pad) == (width, pad)
 
     def take(self, ids: np.ndarray, out_NW: Tensor) -> None:
         """Copy rows of the table into a float32 batch on its device."""
-        if self.table_MW.device.type == "cpu":
+        if self.device.type != "cpu":
+            out_NW.copy_(torch.index_select(self.table_MW, 0, torch.from_numpy(ids).to(self.device)))
+        elif self.table_MW.dtype == torch.float32:
             np.take(self.table_MW.numpy(), ids, axis=0, out=out_NW.numpy(), mode="clip")
         else:
-            out_NW.copy_(torch.index_select(self.table_MW, 0, torch.from_numpy(ids).to(self.device)))
+            stage_NW = self._stage(*out_NW.shape)
+            np.take(self.table_MW.numpy(), ids, axis=0, out=stage_NW.numpy(), mode="clip")
+            out_NW.copy_(stage_NW)
 
     def gather(self, ids: np.ndarray, voxels: int, out_NW: Tensor, pad: str) -> None:
         """Copy rows of equally wide samples into ``out_NW`` (N, W) float32, padded on the right to W.
@@ -128,13 +137,18 @@ class Store:
         Args:
             pad: "wrap" repeats the signal's own beginning, "zero" fills with zeros.
         """
+        if out_NW.device.type != "cpu":
+            rows_NW = torch.empty(out_NW.shape)
+            self.gather(ids, voxels, rows_NW, pad)
+            out_NW.copy_(rows_NW)
+            return
         if not self._all_mapped:
             self.map(self._block["shard"][self._block_of[ids]])
         self._watch()
         for first in range(0, len(ids), _ROWS):
             part = ids[first : first + _ROWS]
             rows_NW = out_NW if len(part) == len(ids) else out_NW[first : first + _ROWS]
-            self._gather(torch.from_numpy(self._start_of[part]), voxels, rows_NW, pad)
+            self._gather(self._start_of[part], voxels, rows_NW, pad)
             if self._scaled:
                 rows_NW.mul_(self._scale[torch.from_numpy(self._block_of[part]), None])
 
@@ -159,28 +173,44 @@ class Store:
         for start, voxels in zip(self._start_of[ids].tolist(), self._voxels_of[ids].tolist()):
             yield flat[start : start + voxels]
 
-    def _gather(self, starts_N: Tensor, voxels: int, out_NW: Tensor, pad: str) -> None:
+    def _gather(self, starts_N: np.ndarray, voxels: int, out_NW: Tensor, pad: str) -> None:
         rows, width = out_NW.shape
         # Reading a few values too many and overwriting them is one pass over contiguous memory; else there are two.
         extra = width - voxels
-        fits = 0 < extra * self._item <= _SLACK_BYTES and int(starts_N.max()) + width <= len(self.flat)
+        fits = 0 < extra * self._item <= _SLACK_BYTES and starts_N.max() + width <= len(self.flat)
         read = width if fits else voxels
-        view = torch.as_strided(self.flat, (max(len(self.flat) - read + 1, 0), read), (1, 1))
         if self.dtype == torch.float32 and read == width:
-            torch.index_select(view, 0, starts_N, out=out_NW)
+            torch.index_select(self._view(read), 0, torch.from_numpy(starts_N), out=out_NW)
         else:
             stage_NR = self._stage(rows, read)
-            torch.index_select(view, 0, starts_N, out=stage_NR)
-            out_NW[:, :read].copy_(stage_NR)
-        if pad == "zero":
-            out_NW[:, voxels:] = 0
-        else:
-            for column in range(voxels, width, voxels):
-                out_NW[:, column : column + voxels] = out_NW[:, : min(voxels, width - column)]
+            torch.index_select(self._view(read), 0, torch.from_numpy(starts_N), out=stage_NR)
+            (out_NW if read == width else out_NW[:, :read]).copy_(stage_NR)
+        if extra:
+            _pad(out_NW.numpy(), voxels, pad)
 
     def _stage(self, rows: int, width: int) -> Tensor:
         """A buffer of this thread, used again and again: fresh memory would cost more than the copy."""
         held = getattr(self._local, "stage", None)
-        if held is None or held.numel() < rows * width:
-            held = self._local.stage = torch.empty(rows * width, dtype=self.dtype)
-        return held[: rows * width].view(rows, width)
+        if held is None or held.shape != (rows, width):
+            whole = getattr(self._local, "whole", None)
+            if whole is None or whole.numel() < rows * width:
+                whole = self._local.whole = roomy((rows * width,), self.dtype)
+            held = self._local.stage = whole[: rows * width].view(rows, width)
+        return held
+
+    def _view(self, width: int) -> Tensor:
+        """``flat`` as rows of ``width`` values that begin at every element: (M - width + 1, width)."""
+        if width not in self._views:
+            shape = (max(len(self.flat) - width + 1, 0), width)
+            self._views[width] = torch.as_strided(self.flat, shape, (1, 1))
+        return self._views[width]
+
+
+def _pad(out_NW: np.ndarray, voxels: int, pad: str) -> None:
+    """Fill what lies right of the voxels."""
+    width = out_NW.shape[1]
+    if pad == "zero":
+        out_NW[:, voxels:] = 0
+        return
+    for column in range(voxels, width, voxels):
+        out_NW[:, column : column + voxels] = out_NW[:, : min(voxels, width - column)]

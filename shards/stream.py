@@ -181,7 +181,7 @@ class Stream:
         chosen = self._faults.sound(positions[mine], self.has_signal, self.image_size if self.has_image else None)
         self._count(int(self._chosen.which[chosen[0]]), "fetch", began)
         ids = self._chosen.ids[chosen]
-        buffers["epoch"][:] = torch.from_numpy(epochs[mine]) if self.split == "train" else -1
+        buffers["epoch"].numpy()[:] = epochs[mine] if self.split == "train" else -1
         if len(self.datasets) == 1:
             self._read(0, ids, buffers)
         else:

@@ -37,7 +37,8 @@ def told(tmp_path_factory):
 
 def test_every_contender_is_measured_beside_its_limit(told):
     names = [entry["name"] for entry in told["contenders"]]
-    assert names[:2] == ["random, 0 workers", "random, 1 workers"] and "pictures, 1 workers" in names
+    assert names[:2] == ["kept in RAM, 0 workers", "kept in RAM, 1 workers"] and "pictures, 1 workers" in names
+    assert told["machine"]["cores"] > 0 and told["machine"]["versions"]["torch"] and told["machine"]["processor"]
     assert "cold, window" in names and "stock webdataset, one frame a sample" in names
     for entry in told["contenders"]:
         assert entry["samples_per_s"] > 0 and entry["rss_mb"] > 50

@@ -1,15 +1,18 @@
 """What a job's [data] section means for its streams, and what of it makes another experiment."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from cadiff import session
+from cadiff import holding
 from cadiff.config import load_job
 from cadiff.distributed import Place, processes_here
 from cadiff.errors import ConfigError
 from cadiff.files import memory_bytes
-from cadiff.session import hold_signals, job_hash, reading_of
+from cadiff.holding import hold_signals
+from cadiff.session import job_hash, reading_of
 from cadiff.shards.dataset import Dataset
 
 
@@ -48,7 +51,7 @@ def test_signals_are_held_in_memory_only_where_they_fit(tiny_set, monkeypatch):
     ds = Dataset(tiny_set)
     expected = ds.signals(np.arange(96), 32)
     cpu = torch.device("cpu")
-    monkeypatch.setattr(session, "memory_bytes", lambda: 2 * 96 * 32 * 4)
+    monkeypatch.setattr(holding, "memory_bytes", lambda: 2 * 96 * 32 * 2)
     with pytest.raises(ConfigError, match=r"data.cache = 'ram': the signals are 0.0 GB"):
         hold_signals([ds], "ram", 32, True, cpu, 2)
     with pytest.raises(ConfigError, match="this job runs on the CPU"):
@@ -58,6 +61,21 @@ def test_signals_are_held_in_memory_only_where_they_fit(tiny_set, monkeypatch):
     monkeypatch.undo()
     assert ds.store.has(32, "wrap") and not ds.store.has(40, "wrap") and memory_bytes() > 10**8
     np.testing.assert_array_equal(ds.signals(np.arange(96), 32), expected)
+
+
+def test_small_sets_are_held_by_themselves_and_large_ones_read_from_files(tiny_set, monkeypatch, caplog):
+    cpu = torch.device("cpu")
+    for memory, processes, held in ((10**9, 1, True), (8 * 96 * 32 * 2, 2, True), (8 * 96 * 32 * 2 - 8, 2, False)):
+        ds = Dataset(tiny_set)
+        monkeypatch.setattr(holding, "memory_bytes", partial(int, memory))
+        with caplog.at_level("INFO"):
+            hold_signals([ds], "auto", 32, True, cpu, processes)
+        assert ds.store.has(32, "wrap") == held
+        assert ("kept in RAM" if held else "page cache") in caplog.messages[-1]
+    ds = Dataset(tiny_set)
+    monkeypatch.setattr(holding, "AUTO_BYTES", 96 * 32 * 2 - 1)
+    hold_signals([ds], "auto", 32, True, cpu, 1)
+    assert not ds.store.has(32, "wrap")
 
 
 def test_processes_of_this_machine_are_counted_as_the_launcher_says():

@@ -26,7 +26,7 @@ class Data(Section):
     # by the sets' bytes (above 16 GiB: window), so every machine decides alike.
     order: Literal["auto", "random", "window"] = "auto"
     workers: int = Field(1, ge=0)  # threads that prepare batches; 0 prepares them when they are due
-    cache: Literal["none", "ram", "gpu"] = "none"  # hold all signals, checked, in one table there
+    cache: Literal["auto", "none", "ram", "gpu"] = "auto"  # hold all signals there; auto: in RAM if they are small
     remote_cache_gb: float = Field(100.0, gt=0)  # local disk for remote sets, all together
     on_damage: Literal["raise", "quarantine"] = "raise"  # quarantine puts a certain other sample in place
     damage_budget: float = Field(0.001, ge=0, le=1)  # part of the samples that may be quarantined

@@ -4,13 +4,22 @@ import numpy as np
 import pytest
 
 from cadiff.errors import ConfigError
-from cadiff.shards.sampler import Sampler, WindowedSampler, keyed_permutation
+from cadiff.shards.sampler import Sampler, WindowedSampler, keyed_permutation, stable_order
 
 
 def test_the_permutation_never_changes():
     # Golden values: if these change, stored runs cannot be resumed; raise the order version instead.
     assert keyed_permutation(10, "data", 2022, "epoch", 0).tolist() == [3, 7, 8, 1, 6, 0, 2, 5, 4, 9]
     assert sorted(keyed_permutation(1000, "x").tolist()) == list(range(1000))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 64, 1000, 70_000])
+@pytest.mark.parametrize("bits", [0, 3, 12, 63])
+def test_words_are_sorted_as_a_stable_sort_does_even_when_many_are_alike(count, bits):
+    draw = np.random.default_rng([count, bits])
+    for low in (0, 1 << 40):  # alike in the high bits, or in all
+        words = draw.integers(0, 1 << bits, count, dtype=np.uint64) + np.uint64(low)
+        np.testing.assert_array_equal(stable_order(words), np.argsort(words, kind="stable"))
 
 
 def test_every_sample_occurs_at_most_once_per_epoch_and_the_left_out_rotate():

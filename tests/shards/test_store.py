@@ -102,6 +102,7 @@ def test_a_cache_in_memory_gives_the_same_rows_without_the_files(folder, tmp_pat
     expected = Dataset(folder).signals(ids, 64)
     ds = Dataset(copy)
     ds.store.hold("cpu", 64)
+    assert ds.store.table_MW.dtype == torch.float16 and ds.store.table_MW.nbytes == ds.store.held_bytes(64)
     shutil.rmtree(copy)
     np.testing.assert_array_equal(ds.signals(ids, 64), expected)
     stream = Stream([ds], split="train", batch=30, micro_batch=30, width=64, reading=Reading(order="window"))
@@ -120,6 +121,8 @@ def test_a_cache_on_the_gpu_gives_the_same_rows(folder):
     batch = Stream([ds], split="train", batch=8, micro_batch=8, width=64).micro(0, 0)
     assert batch["signal"].is_cuda
     np.testing.assert_array_equal(batch["signal"].cpu(), expected[batch["sample_id"].numpy()])
+    zeros = Stream([ds], split="train", batch=8, micro_batch=8, width=64, reading=Reading(pad="zero")).micro(0, 0)
+    assert zeros["signal"].is_cuda and (zeros["signal"][:, 50:] == 0).all()
 
 
 def test_a_damaged_block_is_found_on_its_first_read_and_named(folder, tmp_path):
