@@ -24,8 +24,8 @@ def write_page(path: Path, told: dict[str, Any]) -> None:
     body = join(
         [
             tag("h1", title),
-            tag("p", f"Batch {told['batch']}. {on['cores']} cores of {on['processor']}. "
-                f"torch {on['versions']['torch']}. The pale bar is the limit measured in the same process, taking turns with what is measured.",
+            tag("p", f"Batch {told['batch']}; {on['cores']} cores, {on['processor']}; torch {on['versions']['torch']}. "
+                "The pale bar is the limit, measured in the same process, taking turns with what is measured.",
                 class_="quiet"),
             _bars(told["contenders"]),
             tag("h2", "All figures"),

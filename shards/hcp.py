@@ -21,7 +21,7 @@ from cadiff.shards.hcp_split import Sides, decide, read_families, read_split, re
 from cadiff.shards.hcp_subject import Recipe, fingerprint_run, pack_subjects
 from cadiff.shards.legacy import PATCH
 from cadiff.shards.mmp import GRAYORDINATES, VISUAL, area_columns, roi_columns
-from cadiff.shards.parallel import cores
+from cadiff.shards.parallel import workers_for
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import Progress, safe_key, silent
 from cadiff.shards.voxels import PAPER_WINDOW
@@ -30,7 +30,6 @@ from cadiff.shards.writer import Pack
 # What the paper's code does: one resting run of each subject, areas one after the other, windows that use all frames.
 PAPER = {"runs": "rfMRI_REST1_LR", "version": "_Atlas_MSMAll_hp2000_clean", "roi": "VC", "window": PAPER_WINDOW}
 _PART_BYTES, _LEAST_BYTES, _PARTS = 256 * 10**6, 16 * 10**6, 32  # packed size of a part, and how many there should be
-_MANY_BYTES = 10**9  # of chosen grayordinates in the sources: below it, starting processes takes longer than it saves
 
 
 def pack_hcp(
@@ -125,7 +124,7 @@ def pack_hcp(
         for what, why in study.dropped:
             pack.drop(what, why)
 
-    large = sum(run.bytes for run in study.runs) * len(columns_V) / GRAYORDINATES > _MANY_BYTES
+    chosen = sum(run.bytes for run in study.runs) * len(columns_V) // GRAYORDINATES
     return pack_folder(
         out,
         "hcp",
@@ -135,7 +134,7 @@ def pack_hcp(
         progress,
         dtype=dtype,
         units=[bind(pack_subjects, recipe, part) for part in group_runs(study.runs, len(columns_V), window, dtype)],
-        workers=workers or (cores() if large else 1),
+        workers=workers_for(chosen, workers),
         fingerprints=bind(fingerprint_run, columns_V),
     )
 

@@ -31,7 +31,7 @@ class Scored:
 
     Attributes:
         windows_NV: float32, the mean over each window.
-        frames_TV: float16, every frame, or None if it was not asked for.
+        frames_TV: float16, every frame, or None if it was not asked for; a view with time fastest in memory.
         mean_V, std_V: float32, what each grayordinate was z-scored with, in the file's units; not finite if it was not.
         flat_V: int64, ascending: grayordinates without variance or with values that are not finite; zeros in the above.
         not_finite: how many of those have values that are not finite.
@@ -112,7 +112,7 @@ def score_run(
     frames, voxels = shape_TV
     count = sum(part.count for part in windows)
     windows_NV = np.empty((count, voxels), dtype=np.float32)
-    frames_TV = np.empty((frames, voxels), dtype=np.float16) if keep_frames else None
+    frames_VT = np.empty((voxels, frames), dtype=np.float16) if keep_frames else None
     mean_V, std_V = np.empty(voxels, dtype=np.float32), np.empty(voxels, dtype=np.float32)
     flat, not_finite = [], 0
     for columns_n, block_nT in blocks:
@@ -125,8 +125,9 @@ def score_run(
         flat.append(columns_n[flat_n])
         not_finite += int(broken_n.sum())
         windows_NV[:, at] = average(scaled_nT, windows)
-        if frames_TV is not None:
-            frames_TV[:, at] = to_half(scaled_nT).T
+        if frames_VT is not None:
+            frames_VT[at] = to_half(scaled_nT)
+    frames_TV = None if frames_VT is None else frames_VT.T
     return Scored(windows_NV, frames_TV, mean_V, std_V, np.sort(np.concatenate(flat)), not_finite)
 
 

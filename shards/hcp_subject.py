@@ -1,15 +1,17 @@
 """Pack the runs of some subjects into one part: read, z-score and archive each run, then z-score all their windows.
 
-Memory: one run's frames. Windows wait in an unnamed file until the subject's mean and deviation are known.
+Memory: the frames of two runs, as one is archived while the next is read. Windows wait in an unnamed file until the
+subject's mean and deviation are known.
 Shapes: T frames, V grayordinates of the ROI, N windows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial as bind
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -26,12 +28,14 @@ from cadiff.shards.hcp_runs import SUFFIX, Run
 from cadiff.shards.hcp_series import WINDOWS, Moments, Scored, Windows, score_run
 from cadiff.shards.hcp_split import Sides
 from cadiff.shards.legacy import PATCH
+from cadiff.shards.parallel import Behind
 from cadiff.shards.record import make_records
 from cadiff.shards.splits import held_tail
 from cadiff.shards.voxels import Stats, padded_width, wrap_pad
 from cadiff.shards.writer import Pack, fingerprint
 from cadiff.shards.zarr_store import SCANS, ScanWriter
 
+Archive = Callable[..., None] | None  # takes what ScanWriter.add does, and may not be done when it returns
 _SLICE_BYTES = 32 * 10**6  # of windows handled at a time
 
 
@@ -65,9 +69,12 @@ def pack_subjects(recipe: Recipe, runs: list[Run], pack: Pack) -> None:
     for table in recipe.tables:
         pack.source(table)  # so that the part is made again when the table has changed
     scans = ScanWriter(pack.folder / SCANS) if recipe.scans else None
-    with _one_thread():
+    with _one_thread(), Behind() as behind:
+        archive = bind(behind.do, scans.add) if scans else None
         for subject, mine in groupby(runs, key=lambda run: run.subject):
-            _pack_subject(recipe, subject, list(mine), pack, scans)
+            _pack_subject(recipe, subject, list(mine), pack, archive)
+    if scans:
+        scans.list_files()
 
 
 @contextmanager
@@ -108,12 +115,12 @@ def _entry(name: str, path: Path, digest: Any) -> dict[str, Any]:
     return {"name": name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _pack_subject(recipe: Recipe, subject: str, runs: list[Run], pack: Pack, scans: ScanWriter | None) -> None:
+def _pack_subject(recipe: Recipe, subject: str, runs: list[Run], pack: Pack, archive: Archive) -> None:
     moments, done = Moments(), []
     with TemporaryFile(dir=pack.folder) as spill:
         for run in runs:
             try:
-                windows, scored = _read_run(recipe, run, pack, scans)
+                windows, scored = _read_run(recipe, run, pack, archive)
             except DataError as problem:
                 if not recipe.skip_bad:
                     raise
@@ -133,7 +140,7 @@ def _pack_subject(recipe: Recipe, subject: str, runs: list[Run], pack: Pack, sca
     pack.stats(subject, stats)
 
 
-def _read_run(recipe: Recipe, run: Run, pack: Pack, scans: ScanWriter | None) -> tuple[list[Windows], Scored]:
+def _read_run(recipe: Recipe, run: Run, pack: Pack, archive: Archive) -> tuple[list[Windows], Scored]:
     """Read and z-score one run, archive its frames, and report what is in it."""
     header = read_header(run.path)
     try:
@@ -145,16 +152,16 @@ def _read_run(recipe: Recipe, run: Run, pack: Pack, scans: ScanWriter | None) ->
     places_V = locate(header, recipe.columns_V)
     digest = hashlib.sha256(bytes.fromhex(header.sha256))
     blocks, shape = _hashed(header, places_V, digest), (header.frames, len(places_V))
-    scored = score_run(blocks, shape, (header.slope, header.inter), windows, keep_frames=scans is not None)
+    scored = score_run(blocks, shape, (header.slope, header.inter), windows, keep_frames=archive is not None)
     if len(scored.flat_V) == len(places_V):
         raise DataError(f"{run.path}: no grayordinate of the ROI varies over time. Is this a finished time series?")
     pack.hashes[run.name] = _entry(run.name, run.path, digest)
     _report(run, header, windows, scored, pack)
-    if scans is not None:
+    if archive is not None:
         columns_hash = hashlib.sha256(recipe.columns_V.astype("<i8").tobytes()).hexdigest()
         told = {"source": run.name, "source_sha256": digest.hexdigest(), "columns_sha256": columns_hash}
         zscore = {"mean": scored.mean_V, "std": scored.std_V}
-        scans.add(run.subject, run.run, scored.frames_TV, {"tr_s": header.tr_s, **told}, zscore)
+        archive(run.subject, run.run, scored.frames_TV, {"tr_s": header.tr_s, **told}, zscore)
     return windows, scored
 
 

@@ -6,13 +6,26 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from typing import Any
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+_MANY_BYTES = 10**9  # below it, starting processes takes longer than it saves
 
 
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_for(size: int, asked: int | None) -> int:
+    """Processes for so many bytes of input: as asked, or every core where there is enough to do."""
+    return asked or (cores() if size > _MANY_BYTES else 1)
+
+
+def slices(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    """The items in order, in pieces of ``most``."""
+    return [items[start : start + most] for start in range(0, len(items), most)]
 
 
 def run_all(work: Callable[[Any], Any], pieces: Sequence[Any], workers: int) -> Iterator[int]:
@@ -40,6 +53,33 @@ def run_all(work: Callable[[Any], Any], pieces: Sequence[Any], workers: int) -> 
                 yield done
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+class Behind:
+    """One piece of work at a time in a thread behind the caller, which waits before it hands over the next.
+
+    What a piece raises is raised where the next is handed over, or at the end of the ``with`` block.
+    """
+
+    def __enter__(self) -> Behind:
+        self._pool, self._last = ThreadPoolExecutor(1, thread_name_prefix="behind"), None
+        return self
+
+    def do(self, work: Callable[..., object], *arguments: Any) -> None:
+        self._finish()
+        self._last = self._pool.submit(work, *arguments)
+
+    def _finish(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._pool.shutdown(wait=True)
 
 
 def _ignore_interrupt() -> None:

@@ -30,6 +30,7 @@ def pack_folder(
     units: Sequence[Callable[[Pack], None]] = (),
     workers: int = 1,
     fingerprints: Fingerprint = fingerprint,
+    after: Callable[[Pack], None] | None = None,
 ) -> dict[str, Any]:
     """Make the packed folder ``out``, or find that it is already there.
 
@@ -39,10 +40,12 @@ def pack_folder(
         fill: adds the records and pictures to the Pack it is given, or what concerns the whole set if there are units.
         dtype: storage type of the signals: float16, float32, int16 or int8.
         units: pieces that fill parts of their own, in the order in which they are joined; picklable. Finished parts
-            survive an interruption, and the same command continues after them.
+            survive an interruption, and the same command continues after them, unless a source has changed that the
+            unit has asked for by ``pack.source``: it asks for every file that it reads.
         workers: processes for the units; the result does not depend on it.
         fingerprints: how sources are hashed, where a hash of all their bytes would take longer than packing them;
             picklable.
+        after: looks at the whole, once the units are joined.
 
     Returns:
         ``{"folder", "kind", "hash", "already", "samples", "subjects", "voxels", "stimuli", "classes", "dropped",
@@ -66,6 +69,8 @@ def pack_folder(
             fill(pack)
             if units:
                 join_parts(pack, units, sources, workers)
+            if after is not None:
+                after(pack)
             remove_strangers(partial)
             pack.finish()
             _publish(partial, out)

@@ -13,6 +13,7 @@ import pytest
 
 from cadiff.errors import DataError
 from cadiff.shards.dataset import Dataset
+from cadiff.shards.parallel import Behind, cores, slices, workers_for
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import make_records, silent
 from cadiff.shards.verify import verify
@@ -116,3 +117,29 @@ def test_a_kill_while_packing_in_parts_is_continued(out, tmp_path):
     run(tmp_path / "b" / "out")
     assert contents(out) == contents(tmp_path / "b" / "out")
     assert os.listdir(out.parent).count("out") == 1
+
+
+def test_work_behind_waits_for_the_last_and_hands_its_problem_on():
+    seen = []
+
+    def note(value):
+        time.sleep(0.02)
+        if value == 2:
+            raise OSError("disk full")
+        seen.append(value)
+
+    with pytest.raises(OSError, match="disk full"), Behind() as behind:
+        for value in range(5):
+            behind.do(note, value)
+    assert seen == [0, 1]  # 3 was never begun
+    with pytest.raises(OSError, match="disk full"), Behind() as behind:
+        behind.do(note, 2)  # the last piece's problem is not lost
+    with pytest.raises(ValueError, match="mine"), Behind() as behind:
+        behind.do(note, 4)
+        raise ValueError("mine")
+    assert seen == [0, 1, 4]
+
+
+def test_pieces_and_processes_are_chosen_by_size():
+    assert slices(list(range(5)), 2) == [[0, 1], [2, 3], [4]] and slices([], 3) == []
+    assert workers_for(10, None) == 1 and workers_for(10**12, None) == cores() and workers_for(10**12, 3) == 3
