@@ -17,7 +17,7 @@ from cadiff.attention import describe_attention
 from cadiff.config import Job, dump_toml
 from cadiff.distributed import Place, processes_here
 from cadiff.engine import Engine, device_of
-from cadiff.errors import ConfigError
+from cadiff.errors import ConfigError, DataError
 from cadiff.exports import parent_hash
 from cadiff.files import read_json, write_json, write_text
 from cadiff.holding import hold_signals
@@ -58,6 +58,7 @@ class Session:
 def prepare(job: Job, run: Path, place: Place) -> Session:
     """Open the shards, build the phase, wrap it, and restore the newest valid checkpoint."""
     datasets = [Dataset(folder, cache_bytes=int(job.data.remote_cache_gb * 1e9)) for folder in job.data.shards]
+    agree_on_data(datasets, place)
     width = signal_width(job, datasets)
     micro = job.train.micro_batch or max(1, job.train.batch // place.world)
     options = {
@@ -101,6 +102,25 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
         session.step, session.spent_s = state["step"], state["spent_s"]
         log.info("resuming %s at step %d of %d", job.name, session.step, session.steps)
     return session
+
+
+def agree_on_data(datasets: list[Dataset], place: Place) -> None:
+    """See that every rank has opened the same version of every set: batches are cut from one common order.
+
+    Raises:
+        DataError: on all ranks, each naming what it has opened.
+    """
+    if place.world == 1:
+        return
+    opened = ", ".join(f"{ds.folder} ({ds.hash[:12]})" for ds in datasets)
+    number = int(hashlib.sha256("".join(ds.hash for ds in datasets).encode()).hexdigest()[:15], 16)
+    extremes = torch.tensor([number, -number], device=device_of(place))
+    torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX)
+    if extremes[0] != -extremes[1]:
+        raise DataError(
+            f"Ranks have opened different versions of the data; rank {place.rank} has {opened}. Give every machine the "
+            "same packed folder, and start again once nothing is being written to it."
+        )
 
 
 def claim(run: Path, identity: dict[str, Any], place: Place) -> bool:

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,8 @@ class FaultPolicy:
 
     Attributes:
         on_damage: "raise" stops at the first damaged sample; "quarantine" replaces it.
-        budget: largest part of the samples that may be quarantined by a process before it stops all the same.
+        budget: largest part of the samples that may be quarantined before the stream stops all the same: by all ranks
+            and starts that share a ledger, else by this process.
         check: "first" compares each block's checksum on its first read in a process, "every" each row's on every read.
         ledger: file that quarantined samples are appended to, one JSON object a line; None keeps them in the log only.
     """
@@ -121,11 +123,23 @@ class Faults:
             with open(self.policy.ledger, "ab", buffering=0) as handle:
                 handle.write((json.dumps(told) + "\n").encode())
                 os.fsync(handle.fileno())
-        if len(self._replaced) > self.policy.budget * len(self._chosen):
+        if (count := self._count()) > self.policy.budget * len(self._chosen):
             raise DataError(
-                f"{len(self._replaced):,} of {len(self._chosen):,} samples are damaged, more than data.damage_budget = "
+                f"{count:,} of {len(self._chosen):,} samples are damaged, more than data.damage_budget = "
                 f"{self.policy.budget}. {why}"
             )
+
+    def _count(self) -> int:
+        """Samples of this stream that were quarantined so far, each once."""
+        if self.policy.ledger is None:
+            return len(self._replaced)
+        told: dict[str, set[int]] = {str(ds.folder): set() for ds in self._datasets}
+        for line in self.policy.ledger.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, LookupError, TypeError):  # half a line, left by a full disk
+                replaced = json.loads(line)["replaced"]
+                told[replaced["set"]].add(int(replaced["sample"]))
+        chosen = (self._chosen.ids[self._chosen.which == k] for k in range(len(self._datasets)))
+        return sum(int(np.isin(ids, list(told[str(ds.folder)])).sum()) for ds, ids in zip(self._datasets, chosen))
 
     def _name(self, position: int) -> dict[str, object]:
         ds = self._datasets[self._chosen.which[position]]

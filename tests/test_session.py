@@ -9,11 +9,12 @@ import torch
 from cadiff import holding
 from cadiff.config import load_job
 from cadiff.distributed import Place, processes_here
-from cadiff.errors import ConfigError
+from cadiff.errors import ConfigError, DataError
 from cadiff.files import memory_bytes
 from cadiff.holding import hold_signals
-from cadiff.session import job_hash, reading_of
+from cadiff.session import agree_on_data, job_hash, reading_of
 from cadiff.shards.dataset import Dataset
+from cadiff.shards.synthetic.loader_set import make_loader_set
 
 
 @pytest.fixture
@@ -82,3 +83,24 @@ def test_processes_of_this_machine_are_counted_as_the_launcher_says():
     here = Place(0, 0, 16)
     assert processes_here(here, {"LOCAL_SIZE": "8"}) == 8 and processes_here(here, {"LOCAL_WORLD_SIZE": "4"}) == 4
     assert processes_here(here, {}) == 16 and processes_here(here, {"LOCAL_SIZE": "many"}) == 16
+
+
+def _open_as_rank(rank, folders, meeting, told):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    with pytest.raises(DataError) as problem:
+        agree_on_data([Dataset(folders[rank])], Place(rank, rank, 2))
+    told.put((rank, str(problem.value)))
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_that_opened_different_data_stop_before_they_train(tiny_set, tmp_path):
+    other = make_loader_set(tmp_path / "other", subjects=1, rows=8, voxels=24, pictures=0)
+    context, folders = torch.multiprocessing.get_context("spawn"), (tiny_set, other)
+    told = context.Queue()
+    ranks = [context.Process(target=_open_as_rank, args=(r, folders, tmp_path / "meeting", told)) for r in range(2)]
+    for process in ranks:
+        process.start()
+    said = dict(told.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join()
+    assert "different versions" in said[0] and f"rank 1 has {other}" in said[1]

@@ -59,6 +59,25 @@ def test_more_damage_than_the_budget_stops_the_stream(damaged):
             pass
 
 
+def test_the_budget_holds_over_ranks_and_restarts_that_share_a_ledger(damaged, tmp_path):
+    policy = FaultPolicy("quarantine", budget=0.15, ledger=tmp_path / "quarantine.jsonl")  # 45 samples; 64 are damaged
+    seen = 0
+    with pytest.raises(DataError, match=r"46 of 300 samples are damaged, more than data.damage_budget = 0.15"):
+        for step in range(5):
+            for rank in range(3):  # each in a process of its own, which alone would meet fewer than 45
+                make(damaged, policy, rank, 3).micro(step, 0)
+                seen += 1
+    assert 3 < seen < 15
+    with open(policy.ledger, "a") as ledger:
+        ledger.write('{"replaced": {"set": "')  # the power failed
+    with pytest.raises(DataError, match=r"more than data.damage_budget"):
+        for step in range(5):
+            make(damaged, policy, 0, 3).micro(step, 0)
+    other = FaultPolicy("quarantine", budget=0.3, ledger=policy.ledger)
+    for step in range(5):  # a sample that several starts write down counts once
+        make(damaged, other).micro(step, 0)
+
+
 def test_a_missing_shard_is_never_passed_over(damaged):
     stream = make(damaged, FaultPolicy("quarantine", budget=1.0))
     (damaged / "fmri-000000.tar").unlink()
