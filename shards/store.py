@@ -21,6 +21,7 @@ from cadiff.shards.encoding import ITEM_BYTES
 from cadiff.shards.home import Home
 
 _TORCH = {"float16": torch.float16, "float32": torch.float32, "int16": torch.int16, "int8": torch.int8}
+_PLAIN = {torch.float16: np.float16, torch.float32: np.float32}
 _ROWS = 1024  # rows gathered at once: bounds the staging memory of large requests
 _WATCH_S = 1.0
 _SLACK_BYTES = 1024  # a row may be read this far beyond its end where that saves a second pass over the batch
@@ -93,21 +94,31 @@ class Store:
         if whole:
             self._checks.require(blocks)
         self._checks.damaged(blocks)
+        self.map(self._block["shard"])
         device, count = torch.device(device), len(self._block_of)
         if device.type == "cpu":
             table_MW = roomy((count, width), self._kept())
         else:
             table_MW = torch.empty((count, width), dtype=self._kept(), device=device)
-        for first in range(0, count, _ROWS):
-            ids = np.arange(first, min(first + _ROWS, count))
-            rows_NW = torch.empty(len(ids), width)
-            for voxels in np.unique(self._voxels_of[ids]).tolist():
-                mine = np.flatnonzero(self._voxels_of[ids] == voxels)
-                part_NW = torch.empty(len(mine), width)
-                self.gather(ids[mine], voxels, part_NW, pad)
-                rows_NW[torch.from_numpy(mine)] = part_NW
-            table_MW[first : first + len(ids)].copy_(rows_NW)
+        for block, first in enumerate(self._block["first"].tolist()):
+            stored_NV = self._stored(block)
+            target_NW = table_MW[first : first + len(stored_NV)]
+            rows_NW = (
+                target_NW.numpy() if device.type == "cpu" else np.empty(target_NW.shape, dtype=_PLAIN[self._kept()])
+            )
+            rows_NW[:, : stored_NV.shape[1]] = stored_NV
+            if self._scaled:
+                rows_NW *= self._scale[block].item()
+            _pad(rows_NW, stored_NV.shape[1], pad)
+            if device.type != "cpu":
+                target_NW.copy_(torch.from_numpy(rows_NW))
         self.table_MW, self._table_pad, self.device = table_MW, pad, device
+
+    def _stored(self, block: int) -> np.ndarray:
+        """A block's rows as they are stored: a view, (N, V)."""
+        rows, start = int(self._block["rows"][block]), int(self.starts[block])
+        values = int(self._checks.lengths[block]) // self._item
+        return self.flat.numpy()[start : start + values].reshape(rows, values // rows)
 
     def held_bytes(self, width: int) -> int:
         """What ``hold`` would take."""
