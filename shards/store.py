@@ -103,14 +103,13 @@ class Store:
         for block, first in enumerate(self._block["first"].tolist()):
             stored_NV = self._stored(block)
             target_NW = table_MW[first : first + len(stored_NV)]
-            rows_NW = (
-                target_NW.numpy() if device.type == "cpu" else np.empty(target_NW.shape, dtype=_PLAIN[self._kept()])
-            )
+            on_cpu = device.type == "cpu"
+            rows_NW = target_NW.numpy() if on_cpu else np.empty(target_NW.shape, _PLAIN[target_NW.dtype])
             rows_NW[:, : stored_NV.shape[1]] = stored_NV
             if self._scaled:
                 rows_NW *= self._scale[block].item()
             _pad(rows_NW, stored_NV.shape[1], pad)
-            if device.type != "cpu":
+            if not on_cpu:
                 target_NW.copy_(torch.from_numpy(rows_NW))
         self.table_MW, self._table_pad, self.device = table_MW, pad, device
 
