@@ -16,7 +16,7 @@ class ConfigError(CadiffError):
 
 
 class DataError(CadiffError):
-    """A data file that is damaged, incomplete or not what its name says. Exit code 3."""
+    """Data that cannot be used: damaged, incomplete, or sound but not what the command takes. Exit code 3."""
 
     exit_code = 3
 

@@ -25,7 +25,7 @@ A first look: `cadiff demo` simulates brains, packs them, trains all three phase
 The road of real data: `pack` raw scans into shards, `train` phase1, phase2 and phase3, `sample` pictures for stimuli
 nobody trained on, `eval` them against chance and baselines, and `report` the result as one HTML file.
 
-Exit codes: 0 done, 2 a mistake in a command or config, 3 damaged data, 4 a loss became NaN or infinite,
+Exit codes: 0 done, 2 a mistake in a command or config, 3 data that cannot be used, 4 a loss became NaN or infinite,
 75 asked to stop after saving (queue again), 130 interrupted, 1 anything unforeseen.
 """,
 )

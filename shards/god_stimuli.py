@@ -1,16 +1,24 @@
-"""What GOD's pictures are called: stimulus numbers from the label files, class names from the class index."""
+"""GOD's pictures: stimulus numbers from the label files, class names from the class index, pixels from one npz."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cadiff.errors import ConfigError, DataError
 from cadiff.files import read_json
+from cadiff.shards.arrays import npz_rows, npz_shape
+from cadiff.shards.pictures import encode_png, to_uint8
+from cadiff.shards.writer import Pack
 
+IMAGES = "images_256.npz"
 CLASS_INDEX = "imagenet_class_index.json"
 LABELS = {"train": "imagenet_training_label.csv", "test": "imagenet_testing_label.csv"}
+TABLES = (CLASS_INDEX, *LABELS.values())  # the files that stimuli are read from
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ def read_stimuli(folder: Path) -> dict[str, Stimuli]:
     Raises:
         ConfigError: a missing file. DataError: a damaged one, a category without a class, or a stimulus listed twice.
     """
-    require(folder, [CLASS_INDEX, *LABELS.values()])
+    require(folder, TABLES)
     names = _class_names(folder / CLASS_INDEX)
     halves = {}
     for half, file in LABELS.items():
@@ -44,7 +52,33 @@ def read_stimuli(folder: Path) -> dict[str, Stimuli]:
     return halves
 
 
-def require(folder: Path, files: list[str]) -> None:
+def declare(stimuli: dict[str, Stimuli], pack: Pack) -> None:
+    """Number stimuli and classes in the order of the label files, training first."""
+    for half in stimuli.values():
+        pack.declare("stimulus", half.ids)
+        pack.declare("label", half.labels)
+
+
+def pack_pictures(folder: Path, stimuli: dict[str, Stimuli], half: str, pack: Pack) -> None:
+    """Add the pictures of one half to a part, one at a time.
+
+    Raises:
+        DataError: another number of pictures than the label file has, or pixels outside 0..1 and 0..255.
+    """
+    for source in (*TABLES, IMAGES):
+        pack.source(source)
+    declare(stimuli, pack)  # a picture's key holds its number, which is that of the whole set
+    path, key, ids = folder / IMAGES, f"{half}_images", stimuli[half].ids
+    shape, dtype = npz_shape(path, key)
+    if len(shape) != 4 or shape[3] != 3 or shape[0] != len(ids):
+        raise DataError(f"{path}: {key} is {shape}, expected ({len(ids)}, height, width, 3) as the label file says.")
+    # Pictures are stored as 0..255 or as 0..1; only the largest value of all tells which.
+    top = 255.0 if dtype == np.uint8 else max(float(pixels.max()) for pixels in npz_rows(path, key))
+    for name, pixels in zip(ids, npz_rows(path, key), strict=True):
+        pack.picture(name, encode_png(to_uint8(pixels, top, f"{path}: {key}")), "png")
+
+
+def require(folder: Path, files: Sequence[str]) -> None:
     """Check that files of the release are there.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cadiff.errors import ConfigError
+from cadiff.errors import ConfigError, DataError
 from cadiff.shards.encoding import ITEM_BYTES
 from cadiff.shards.hcp_runs import Run, find_runs
 from cadiff.shards.hcp_split import Sides, decide, read_families, read_split, read_subjects
@@ -67,7 +67,7 @@ def pack_hcp(
         split: CSV with the columns subject and split, instead of val_fraction.
         dtype: storage type of the signals: float16, float32, int16 or int8.
         scans: also keep every z-scored frame in scans.zarr.
-        skip_bad: leave out damaged and too short runs, and subjects without runs, and report them.
+        skip_bad: leave out runs that cannot be used, and subjects without runs, and report them.
         workers: processes; None takes every core if the chosen grayordinates of all runs exceed 1 GB (50 resting runs
             of V1 to V4). The result is the same.
 
@@ -136,6 +136,7 @@ def pack_hcp(
         units=[bind(pack_subjects, recipe, part) for part in group_runs(study.runs, len(columns_V), window, dtype)],
         workers=workers_for(chosen, workers),
         fingerprints=bind(fingerprint_run, columns_V),
+        after=bind(_refuse_nothing, Path(root), study.runs),
     )
 
 
@@ -167,6 +168,18 @@ def _describe(pack: Pack, roi: str | list[str], recipe: Recipe, runs: list[Run])
             "subjects": len(sides.families),
             "subjects_not_in_the_table": len(sides.split_of) - len(sides.families),
         }
+
+
+def _refuse_nothing(root: Path, runs: list[Run], pack: Pack) -> None:
+    """Stop where every run was left out, and say why."""
+    if len(pack.sample["split"]):
+        return
+    why = {entry["what"]: entry["why"].removeprefix(f"{Path(entry['what']).name}: ") for entry in pack.dropped}
+    if len(runs) == 1:
+        raise DataError(f"{runs[0].path}: nothing was packed, as the only run is unusable: {why[runs[0].name]}")
+    told = " ".join(f"{run.name}: {why[run.name]}" for run in runs[:3])
+    more = f" (the first 3 of {len(runs):,})" if len(runs) > 3 else ""
+    raise DataError(f"{root}: nothing was packed, as all {len(runs):,} runs are unusable{more}: {told}")
 
 
 def group_runs(runs: list[Run], voxels: int, window: int, dtype: str) -> list[list[Run]]:

@@ -146,9 +146,10 @@ def _read_run(recipe: Recipe, run: Run, pack: Pack, archive: Archive) -> tuple[l
     try:
         windows = WINDOWS[recipe.windows](header.frames, recipe.window)
     except DataError as problem:
-        raise DataError(
-            f"{run.path}: {problem} Use a smaller window, leave the run out with --runs, or skip bad runs."
-        ) from None
+        remedy = "Use a smaller --window"
+        if not recipe.skip_bad:
+            remedy += ", or leave the run out with --runs or --skip-bad if there are others"
+        raise DataError(f"{run.path}: {problem} {remedy}.") from None
     places_V = locate(header, recipe.columns_V)
     digest = hashlib.sha256(bytes.fromhex(header.sha256))
     blocks, shape = _hashed(header, places_V, digest), (header.frames, len(places_V))

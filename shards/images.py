@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cadiff.errors import ConfigError, DataError
+from cadiff.shards.parallel import slices, workers_for
 from cadiff.shards.pictures import read_picture
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import SPLITS, Progress, make_records, silent
@@ -19,6 +22,7 @@ from cadiff.shards.writer import Pack
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 LABELS = "labels.csv"
 LABEL_COLUMNS = ("class_name", "label", "class", "wnid")  # the first that labels.csv has
+SLICE = 1000  # pictures of a part
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,16 @@ class Labels:
     others: int = 0  # lines of a file beside the folder that name other pictures
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One file to pack; its name is its path below the folder."""
+
+    name: str
+    path: Path
+    split: str
+    label: str | None
+
+
 def pack_images(
     folder: str | Path,
     out: str | Path,
@@ -39,6 +53,7 @@ def pack_images(
     split_seed: int = 0,
     max_side: int = 512,
     skip_bad: bool = False,
+    workers: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Pack all .jpg, .jpeg and .png files below ``folder``.
@@ -51,6 +66,7 @@ def pack_images(
         val_fraction: part of the pictures held out, by a hash of their ids; not used where labels.csv has ``split``.
         max_side: larger pictures are shrunk to this many pixels.
         skip_bad: leave out undecodable files and report them, instead of stopping.
+        workers: processes; None takes every core if the pictures exceed 1 GB. The result is the same.
 
     Raises:
         ConfigError: no such folder, no pictures, or pictures of the same content in two splits.
@@ -68,40 +84,67 @@ def pack_images(
     known = _find_labels(folder, names)
     held = held_out(names, val_fraction, split_seed)
     options = {"val_fraction": val_fraction, "split_seed": split_seed, "max_side": max_side, "skip_bad": skip_bad}
-    sources = names | ({LABELS: known.path} if known.path else {})
+    tables = {LABELS: known.path} if known.path else {}
+    pictures = [
+        Picture(name, path, known.split.get(name) or ("val" if name in held else "train"), known.label.get(name))
+        for name, path in names.items()
+    ]
 
     def fill(pack: Pack) -> None:
         pack.declare("label", sorted({label for label in known.label.values() if label}))
         if known.others:
             pack.notes["label_lines_of_other_pictures"] = known.others
-        first: dict[str, tuple[str, str]] = {}
-        for done, (name, path) in enumerate(names.items()):
-            pack.progress("packing pictures", done, len(names))
-            try:
-                data, kind = read_picture(path, max_side)
-            except DataError as problem:
-                if not skip_bad:
-                    raise
-                pack.drop(name, str(problem).replace(str(path), path.name))
-                continue
-            split = known.split.get(name) or ("val" if name in held else "train")
-            _compare_content(pack, first, name, split)
-            pack.add(make_records("", "", np.empty((1, 0), np.float32), split, [name], [known.label.get(name)]))
-            pack.picture(name, data, kind)
 
-    return pack_folder(out, "images", options, sources, fill, progress)
+    return pack_folder(
+        out,
+        "images",
+        options,
+        names | tables,
+        fill,
+        progress,
+        units=[bind(pack_slice, tuple(tables), max_side, skip_bad, part) for part in slices(pictures, SLICE)],
+        workers=workers_for(sum(path.stat().st_size for path in files), workers),
+        after=bind(_compare_contents, pictures),
+    )
 
 
-def _compare_content(pack: Pack, first: dict[str, tuple[str, str]], name: str, split: str) -> None:
-    """Note a picture that is there under another name, and refuse it in another split. ``first`` is by content."""
-    other, its_split = first.setdefault(pack.source(name), (name, split))
-    if its_split != split:
-        raise ConfigError(
-            f"{name} ({split}) and {other} ({its_split}) are the same picture, byte for byte: the test would show what "
-            f"was trained on. Remove one, or give both one split in {LABELS}."
-        )
-    if other != name:
-        pack.notes.setdefault("duplicates", {})[name] = other
+def pack_slice(tables: Sequence[str], max_side: int, skip_bad: bool, pictures: Sequence[Picture], pack: Pack) -> None:
+    """Add some pictures to a part. ``tables`` are sources, beside the pictures, that decide labels and splits.
+
+    Raises:
+        DataError: an undecodable picture, unless bad ones are skipped.
+    """
+    for table in tables:
+        pack.source(table)  # so that the part is made again when the table has changed
+    for picture in pictures:
+        pack.source(picture.name)
+        try:
+            data, kind = read_picture(picture.path, max_side)
+        except DataError as problem:
+            if not skip_bad:
+                raise
+            pack.drop(picture.name, str(problem).replace(str(picture.path), picture.path.name))
+            continue
+        no_signal = np.empty((1, 0), np.float32)
+        pack.add(make_records("", "", no_signal, picture.split, [picture.name], [picture.label]))
+        pack.picture(picture.name, data, kind)
+
+
+def _compare_contents(pictures: Sequence[Picture], pack: Pack) -> None:
+    """Note pictures that are there under another name, and refuse them in another split: in all parts together."""
+    left_out = {entry["what"] for entry in pack.dropped}
+    first: dict[str, Picture] = {}
+    for picture in pictures:
+        if picture.name in left_out:
+            continue
+        other = first.setdefault(pack.source(picture.name), picture)
+        if other.split != picture.split:
+            raise ConfigError(
+                f"{picture.name} ({picture.split}) and {other.name} ({other.split}) are the same picture, byte for "
+                f"byte: the test would show what was trained on. Remove one, or give both one split in {LABELS}."
+            )
+        if other is not picture:
+            pack.notes.setdefault("duplicates", {})[picture.name] = other.name
 
 
 def _find_labels(folder: Path, names: dict[str, Path]) -> Labels:

@@ -19,6 +19,7 @@ from cadiff.files import read_json
 FORMAT = "cadiff-shards/2"
 KINDS = ("hcp", "god", "bold5000", "things", "nsd", "table", "images", "merged")
 MANIFEST_BYTES = 256 * 1024**2  # a larger one is an attack or a mistake
+REMEDY = "Mend it with `cadiff shards repair FOLDER --from COPY`, copy the folder again, or pack again."
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -114,25 +115,32 @@ def parse_manifest(path: str | Path) -> Manifest:
     """
     path = Path(path)
     if path.is_file() and path.stat().st_size > MANIFEST_BYTES:
-        raise DataError(f"{path}: {path.stat().st_size:,} bytes, more than any manifest has. Damaged; copy it again.")
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes, more than any manifest has. Damaged. {REMEDY}")
     try:
-        tree = read_json(path)
+        tree = _read_tree(path)
         found = tree.get("format") if isinstance(tree, dict) else None
         if found != FORMAT:
             raise DataError(
                 f"{path}: format {json.dumps(found)[:60]}, expected {json.dumps(FORMAT)}. Another version of CADiff "
-                "wrote it, or it is damaged: pack again."
+                f"wrote it, or it is damaged. {REMEDY}"
             )
         manifest = Manifest.model_validate(tree)
         if manifest.checksum != manifest_checksum(tree):
-            raise DataError(f"{path}: its checksum is not that of its content. Damaged or edited; copy it again.")
+            raise DataError(f"{path}: its checksum is not that of its content. Damaged or edited. {REMEDY}")
         return manifest
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise DataError(f"{path}: {where}: {first['msg']}. Damaged, or of another version; pack again.") from None
+        raise DataError(f"{path}: {where}: {first['msg']}. Damaged, or of another version. {REMEDY}") from None
     except RecursionError:
-        raise DataError(f"{path}: nested too deeply for a manifest. Damaged; copy the folder again.") from None
+        raise DataError(f"{path}: nested too deeply for a manifest. Damaged. {REMEDY}") from None
+
+
+def _read_tree(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except DataError as problem:  # its own remedy is for files that one command writes anew
+        raise DataError(str(problem).replace("Make it again with the command that wrote it.", REMEDY)) from None
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -151,7 +159,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         found = file.stat().st_size if file.is_file() else None
         if found != entry.bytes:
             state = "missing" if found is None else f"{found:,} bytes"
-            raise DataError(f"{file}: {state}, expected {entry.bytes:,} bytes. Copy the folder again or pack again.")
+            raise DataError(f"{file}: {state}, expected {entry.bytes:,} bytes. {REMEDY}")
     return manifest
 
 

@@ -6,8 +6,8 @@ Statistics come from training trials alone, by default of the trial's own sessio
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial as bind
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,11 @@ import numpy as np
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.nsd_betas import TableBetas, VolumeBetas, find_betas
-from cadiff.shards.nsd_files import STIMULI, TRIALS, Design, place, read_design, read_pictures, stimulus_id
+from cadiff.shards.nsd_files import STIMULI, TRIALS, Design, place, read_design, stimulus_id
+from cadiff.shards.nsd_pictures import TEST, VAL, Bricks, pack_pictures
 from cadiff.shards.nsd_rois import GENERAL, Rois, Voxels
-from cadiff.shards.nsd_subject import LEFT_OUT, TEST, VAL, Person, pack_subject
+from cadiff.shards.nsd_subject import Person, Recipe, pack_subject
+from cadiff.shards.parallel import slices, workers_for
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import Progress, silent
 from cadiff.shards.splits import held_out
@@ -28,6 +30,7 @@ CHOICES = {
     "train": ("trials", "averaged"),
     "test": ("averaged", "averaged+trials"),
 }
+PICTURES = 1000  # in a part
 
 
 def pack_nsd(
@@ -43,9 +46,10 @@ def pack_nsd(
     train: Literal["trials", "averaged"] = "trials",
     test: Literal["averaged", "averaged+trials"] = "averaged",
     max_side: int = 512,
+    workers: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Pack NSD's betas inside an ROI and the pictures its subjects saw. Memory: one session of one subject.
+    """Pack NSD's betas inside an ROI and the pictures its subjects saw. Memory: one session for each worker.
 
     Args:
         root: the folder with nsddata/, nsddata_betas/ and nsddata_stimuli/.
@@ -58,6 +62,7 @@ def pack_nsd(
         train: "trials" has one sample per trial of training and validation pictures, "averaged" one per picture.
         test: "averaged" has one sample per shared picture with repeat -1; "+trials" adds every single trial.
         max_side: larger pictures are shrunk to this many pixels.
+        workers: processes; None takes every core if the inputs exceed 1 GB. The result is the same.
 
     Raises:
         ConfigError: missing files, an unknown subject, ROI or option. DataError: files that do not fit together.
@@ -67,7 +72,7 @@ def pack_nsd(
         raise ConfigError(f"{wrong[0]} = '{chosen[wrong[0]]}': use {' or '.join(CHOICES[wrong[0]])}.")
     if max_side < 16:
         raise ConfigError(f"max_side = {max_side}: at least 16 pixels.")
-    design, files = read_design(root)
+    design, tables = read_design(root)
     available = find_betas(root, betas)
     names = sorted(subjects) if subjects else list(available)
     if lost := [name for name in names if name not in available]:
@@ -77,20 +82,30 @@ def pack_nsd(
     stimuli = place(root, STIMULI)
     if stimuli is None:
         raise ConfigError(f"{root}: no {STIMULI}. Download the pictures.")
-    files += [stimuli, *(path for person in people for path in (*person.betas.files.values(), *person.rois.sources))]
+    files = [*tables, stimuli]
+    files += [path for person in people for path in (*person.betas.files.values(), *person.rois.sources)]
+    sources = {path.relative_to(root).as_posix(): path for path in dict.fromkeys(files)}
     options = {"subjects": names, "roi": selections, "betas": betas, "val_fraction": val_fraction}
     options |= {"split_seed": split_seed, "max_side": max_side, **chosen}
-    split_P = _splits(design, val_fraction, split_seed)
+    bricks = Bricks(stimuli, np.unique(np.concatenate([person.all_pictures() for person in people])))
+    recipe = Recipe(root, (*tables, stimuli), bricks, _splits(design, val_fraction, split_seed), **chosen)
+    units = [bind(pack_subject, recipe, person) for person in people]
+    shown = stimuli.relative_to(root).as_posix()
+    parts = slices(bricks.numbers_P, PICTURES)
+    units += [bind(pack_pictures, bricks, shown, numbers, max_side) for numbers in parts]
 
     def fill(pack: Pack) -> None:
-        used = np.unique(np.concatenate([person.all_pictures() for person in people]))
-        settled_P = _pack_pictures(pack, read_pictures(stimuli, used, max_side), split_P, len(used))
+        bricks.digests(pack.progress)  # here, so that the parts' processes are sent them
+        pack.notes["source_sha256"] = "of the pictures' file: of the numbers and pixels of the pictures used"
+        pack.declare("stimulus", [stimulus_id(number) for number in bricks.numbers_P.tolist()])
+        for number in bricks.settle(recipe.split_P)[1]:
+            pack.drop(stimulus_id(number), "shows the same picture as a shared one, which is tested")
         for person in people:
             _describe(pack, person)
-            pack_subject(pack, person, root, settled_P, normalise, train, test)
 
-    sources = {path.relative_to(root).as_posix(): path for path in dict.fromkeys(files)}
-    return pack_folder(out, "nsd", options, sources, fill, progress)
+    size = sum(path.stat().st_size for path in sources.values())
+    how = {"units": units, "workers": workers_for(size, workers), "fingerprints": bricks.fingerprint}
+    return pack_folder(out, "nsd", options, sources, fill, progress, **how)
 
 
 def _splits(design: Design, val_fraction: float, seed: int) -> np.ndarray:
@@ -136,27 +151,6 @@ def _cut_table(path: Path, rois: Rois, selections: list[str]) -> tuple[TableBeta
     if not wanted.any():
         raise ConfigError(f"{path}: a table of {GENERAL} has no voxel of '{' '.join(selections)}'. Use the volumes.")
     return TableBetas(path, wanted[base]), Voxels(base.shape, np.flatnonzero(wanted))
-
-
-def _pack_pictures(pack: Pack, pictures: Iterator[tuple[int, bytes]], split_P: np.ndarray, count: int) -> np.ndarray:
-    """Store the pictures; returns the splits by picture number, corrected where two numbers show one picture.
-
-    Such twins would leak: one seen in training, the other tested. Twins of a test picture are left out, those of a
-    validation picture join it.
-    """
-    split_P, twins = split_P.copy(), {}
-    for done, (number, data) in enumerate(pictures):
-        pack.picture(stimulus_id(number), data, "jpg")
-        twins.setdefault(hashlib.sha256(data).digest(), []).append(number)
-        if done % 500 == 0:
-            pack.progress("packing pictures", done, count)
-    for group in twins.values():
-        top = split_P[group].max()
-        for number in [number for number in group if split_P[number] != top]:
-            split_P[number] = VAL if top == VAL else LEFT_OUT
-            if top == TEST:
-                pack.drop(stimulus_id(number), "shows the same picture as a shared one, which is tested")
-    return split_P
 
 
 def _describe(pack: Pack, person: Person) -> None:

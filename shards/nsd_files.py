@@ -1,4 +1,4 @@
-"""Files of the Natural Scenes Dataset: which picture each trial showed, which are shared, and the pictures themselves.
+"""Files of the Natural Scenes Dataset: which picture each trial showed, and which are shared.
 
 Names, shapes and counting are those of the NSD Data Manual (cvnlab.slite.page) and of the dataset's own examples
 (github.com/cvnlab/nsdexamples). In the files pictures, trials and 10k numbers count from 1; here they count from 0, as
@@ -8,7 +8,6 @@ in ``nsdId`` and in the rows of ``imgBrick``. Shapes: S subjects, P pictures of 
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ import numpy as np
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards import arrays
-from cadiff.shards.pictures import MAX_PIXELS
 
 TRIALS = 750  # of a session
 MOST_TRIALS = 40 * TRIALS
@@ -173,31 +171,3 @@ def hdf5_dataset(path: Path, names: Sequence[str]) -> Iterator[Any]:
             yield data
     except DAMAGED as problem:
         raise DataError(f"{path}: not readable as HDF5 ({problem}). Download or make the file again.") from None
-
-
-def read_pictures(path: Path, numbers: np.ndarray, max_side: int) -> Iterator[tuple[int, bytes]]:
-    """Read pictures of ``imgBrick``, uint8 (pictures, H, W, 3), one at a time: (number, JPEG bytes).
-
-    JPEG quality 95 without colour subsampling; pictures larger than ``max_side`` are shrunk first.
-
-    Raises:
-        DataError: no such dataset, of another shape, or too short.
-    """
-    with hdf5_dataset(path, ["imgBrick"]) as bricks:
-        shape = bricks.shape
-        if len(shape) != 4 or shape[3] != 3 or bricks.dtype != np.uint8 or not 0 < shape[1] * shape[2] <= MAX_PIXELS:
-            raise DataError(f"{path}: imgBrick is {bricks.dtype} {shape}, expected uint8 (pictures, height, width, 3).")
-        if len(numbers) and numbers.max() >= len(bricks):
-            raise DataError(f"{path}: {len(bricks):,} pictures, but a trial shows {stimulus_id(numbers.max())}.")
-        for number in numbers.tolist():
-            yield number, _jpeg(bricks[number], max_side)
-
-
-def _jpeg(pixels_HWC: np.ndarray, max_side: int) -> bytes:
-    from PIL import Image
-
-    picture, stream = Image.fromarray(pixels_HWC), io.BytesIO()
-    if max(picture.size) > max_side:
-        picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-    picture.save(stream, "JPEG", quality=95, subsampling=0)
-    return stream.getvalue()

@@ -18,14 +18,34 @@ import numpy as np
 from cadiff.errors import DataError
 from cadiff.shards.nsd_betas import TableBetas, VolumeBetas
 from cadiff.shards.nsd_files import TRIALS, stimulus_id
+from cadiff.shards.nsd_pictures import TEST, TRAIN, VAL, Bricks
 from cadiff.shards.nsd_rois import Rois, Voxels
 from cadiff.shards.record import AVERAGED, SPLITS, make_records
 from cadiff.shards.voxels import Stats, voxel_stats
 from cadiff.shards.writer import Pack
 
-TRAIN, VAL, TEST = range(len(SPLITS))
-LEFT_OUT = -1  # of a picture that must not be in any split
 _BLOCK = 256  # means written at a time
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every subject.
+
+    Attributes:
+        root: the folder that the names of sources are relative to.
+        shared: sources that decide every subject's samples: the trial tables, and the pictures for their twins.
+        bricks: the pictures.
+        split_P: the split of each picture number, before twins are settled.
+        normalise, train, test: see ``pack_nsd``.
+    """
+
+    root: Path
+    shared: tuple[Path, ...]
+    bricks: Bricks
+    split_P: np.ndarray
+    normalise: str
+    train: str
+    test: str
 
 
 @dataclass(frozen=True)
@@ -47,24 +67,24 @@ class Person:
         return np.unique(np.concatenate([self.pictures(session) for session in self.betas.files]))
 
 
-def pack_subject(
-    pack: Pack, person: Person, root: Path, split_P: np.ndarray, normalise: str, train: str, test: str
-) -> None:
-    """Add one subject's samples. ``split_P`` holds the split of each picture number; see ``pack_nsd`` for the rest."""
-    kept = {TRAIN: train, VAL: train, TEST: test}
+def pack_subject(recipe: Recipe, person: Person, pack: Pack) -> None:
+    """Add one subject's samples to a part."""
+    for path in (*recipe.shared, *person.rois.sources):
+        pack.source(path.relative_to(recipe.root).as_posix())
+    split_P, _ = recipe.bricks.settle(recipe.split_P)
+    kept = {TRAIN: recipe.train, VAL: recipe.train, TEST: recipe.test}
     single = [split for split, how in kept.items() if "trials" in how]
     averaged = [split for split, how in kept.items() if "averaged" in how]
     overall = None
-    if normalise != "session":
+    if recipe.normalise != "session":
         parts = (_read(person, session, split_P)[1:] for session in person.betas.files)
-        overall = pooled_stats(parts, normalise, person.name)
+        overall = pooled_stats(parts, recipe.normalise, person.name)
         pack.stats(person.name, overall)
     numbers, repeat_T = person.all_pictures(), _showings(person.shown_T)
     with tempfile.TemporaryFile(dir=pack.folder) as file:
         means = _Means(file, numbers[np.isin(split_P[numbers], averaged)], person.betas.width)
-        for done, (session, path) in enumerate(person.betas.files.items()):
-            pack.progress(f"packing {person.name}", done, len(person.betas.files))
-            pack.source(path.relative_to(root).as_posix())
+        for session, path in person.betas.files.items():
+            pack.source(path.relative_to(recipe.root).as_posix())
             scaled_NV = _scale(pack, person, session, split_P, overall)
             shown_N = person.pictures(session)
             at = np.flatnonzero(np.isin(split_P[shown_N], averaged))

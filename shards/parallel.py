@@ -41,9 +41,10 @@ def run_all(work: Callable[[Any], Any], pieces: Sequence[Any], workers: int) -> 
     # Not fork: threads of numpy and torch may hold locks, and a forked child would wait for them for ever.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cadiff.shards.writer"])
-    executor = ProcessPoolExecutor(min(workers, len(pieces)), mp_context=context, initializer=_ignore_interrupt)
+    # What all pieces share may be large, a list of all inputs for one: it goes to each process once.
+    executor = ProcessPoolExecutor(min(workers, len(pieces)), context, initializer=_begin, initargs=(work,))
     try:
-        waiting = {executor.submit(work, piece) for piece in pieces}
+        waiting = {executor.submit(_do, piece) for piece in pieces}
         done = 0
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -82,6 +83,18 @@ class Behind:
             self._pool.shutdown(wait=True)
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C reaches the whole group; the parent cancels what has not begun, and pieces at work end whole."""
+_shared: dict[str, Callable[[Any], Any]] = {}  # of a worker process
+
+
+def _begin(work: Callable[[Any], Any]) -> None:
+    """Make a process ready for pieces of one work, with a core of its own to compute on."""
+    import torch
+
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole group; the parent cancels what has not begun, and pieces at work end whole.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _shared["work"] = work
+
+
+def _do(piece: Any) -> None:
+    _shared["work"](piece)

@@ -17,6 +17,32 @@ from cadiff.shards.partial import discard, fresh_partial, join_parts, remove_str
 from cadiff.shards.record import SPLITS, Progress
 from cadiff.shards.writer import Fingerprint, Pack, fingerprint
 
+_REMEDY = "Remove it to pack again, or choose another output folder."
+
+
+class OtherOptions(ConfigError):
+    """A set is there that was packed with other options. ``changed``: what each was and is now, by its name."""
+
+    def __init__(self, out: Path, changed: dict[str, tuple[Any, Any]]) -> None:
+        self.out, self.changed = out, changed
+        shown = {name: (_shown(was), _shown(now)) for name, (was, now) in changed.items()}
+        told = "; ".join(f"{name} was {was}, now {now}" for name, (was, now) in shown.items() if was and now)
+        super().__init__(
+            f"{out}: already packed with other options ({', '.join(changed)}){told and ': '}{told}. {_REMEDY}"
+        )
+
+
+def _shown(value: Any) -> str:
+    """An option's value in few words; empty if that cannot be done."""
+    if value is None or isinstance(value, bool):
+        return {None: "not given", True: "on", False: "off"}[value]
+    if isinstance(value, dict):
+        return ""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not text:
+        return "none"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
 
 def pack_folder(
     out: str | Path,
@@ -52,8 +78,8 @@ def pack_folder(
         "notes", "bytes", "seconds"}``.
 
     Raises:
-        ConfigError: ``out`` holds something else, or the same kind packed with other options or inputs; or it cannot
-            be written, as when the disk is full.
+        ConfigError: ``out`` holds something else, or a set of other options (OtherOptions) or inputs; or it cannot be
+            written, as when the disk is full.
         DataError: whatever ``fill`` finds wrong.
     """
     started, out = time.monotonic(), Path(out)
@@ -93,17 +119,20 @@ def _compare_existing(
     if not (out / "manifest.json").is_file():
         raise ConfigError(f"{out}: exists and is not a packed folder. Choose another output folder, or remove it.")
     manifest = read_manifest(out)
-    remedy = "Remove it to pack again, or choose another output folder."
-    if (manifest.kind, manifest.options) != (kind, options):
-        changed = [k for k in sorted({*options, *manifest.options}) if options.get(k) != manifest.options.get(k)]
-        raise ConfigError(f"{out}: already packed with other options ({', '.join(changed) or manifest.kind}). {remedy}")
+    if manifest.kind != kind:
+        raise OtherOptions(out, {"kind": (manifest.kind, kind)})
+    if manifest.options != options:
+        was = manifest.options
+        names = sorted({*was, *options})
+        changed = [name for name in names if was.get(name, ...) != options.get(name, ...)]  # absent is not None
+        raise OtherOptions(out, {name: (was.get(name), options.get(name)) for name in changed})
     before = {entry.name: entry.model_dump() for entry in manifest.sources}
     for done, (name, path) in enumerate(sources.items()):
         progress("checking inputs", done, len(sources))
         if before.get(name) != fingerprints(name, path):
-            raise ConfigError(f"{out}: already packed, but {name} has changed since. {remedy}")
+            raise ConfigError(f"{out}: already packed, but {name} has changed since. {_REMEDY}")
     if gone := before.keys() - sources.keys():
-        raise ConfigError(f"{out}: already packed from inputs that are gone now ({sorted(gone)[0]}). {remedy}")
+        raise ConfigError(f"{out}: already packed from inputs that are gone now ({sorted(gone)[0]}). {_REMEDY}")
     return True
 
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 8 * 1024**2
 SMALL_BYTES = 256 * 1024**2  # most a manifest may have: its size is not known before, and the server is not trusted
 DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # before each retry
+LOCAL = ("file", "memory")  # no transfer can spoil these: what differs once differs the next time
 
 PACKAGES = {"file": "", "memory": "", "s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "aiohttp": "http"}
@@ -151,7 +152,7 @@ class Remote:
             ) from None
 
     def _download(self, name: str, beside: Path, limit: int, expected: tuple[int, str] | None) -> str:
-        """Download until size and sha256 are as expected, at most six times; return the sha256."""
+        """Download until size and sha256 are as expected, at most six times (see LOCAL); return the sha256."""
         url, wanted = f"{self._shown}/{name}", f"at most {limit:,} bytes"
         if expected is not None:
             wanted = f"{expected[0]:,} bytes with sha256 {expected[1]}"
@@ -160,11 +161,17 @@ class Remote:
                 received, digest = self._receive(name, beside, limit)
                 if expected is None or (received, digest) == expected:
                     return digest
-                found = f"{received:,} bytes with sha256 {digest}"
+                found, differs = f"{received:,} bytes with sha256 {digest}", True
             except _Broken as reason:
                 found = str(reason)
-                if expected is None and found.startswith(_TOO_LARGE):  # asking again would not change that
+                differs = found.startswith(_TOO_LARGE)
+                if expected is None and differs:  # asking again would not change that
                     raise DataError(f"{url}: {found}, so it is no {name}. Check the URL of the set.") from None
+            if differs and self._scheme in LOCAL:
+                raise DataError(
+                    f"{url}: found {found}; expected {wanted}. Start again if the set was packed anew meanwhile; else "
+                    "mend it with `cadiff shards repair FOLDER --from COPY`, or pack it again."
+                )
             if delay_s is not None:
                 log.warning("%s: found %s; expected %s. Retry %d in %s s.", url, found, wanted, tried, delay_s)
                 self.sleep(delay_s)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.files import copy_file, sha256, whole_file
 from cadiff.shards.home import CACHE_BYTES
-from cadiff.shards.manifest import Manifest, PackedFile, parse_manifest
+from cadiff.shards.manifest import REMEDY, Manifest, PackedFile, parse_manifest
 from cadiff.shards.record import Progress, silent
 from cadiff.shards.verify import check_file, examine
 from cadiff.shards.zarr_store import archive_hash
@@ -24,6 +25,11 @@ class _Copy:
     manifest: Callable[[], Path]
     file: Callable[[PackedFile], Path]
     folder: Path | None  # None: behind a URL
+
+    @cached_property
+    def said(self) -> tuple[Manifest | None, str]:
+        """What its manifest says, or what is wrong with that."""
+        return _try(lambda: parse_manifest(self.manifest()))
 
 
 def repair_from(folder: str | Path, copy: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
@@ -48,9 +54,9 @@ def repair_from(folder: str | Path, copy: str | Path, *, progress: Progress = si
     failed = []
     for entry in bad:
         try:
-            _replace(folder / entry.path, entry, copied)
+            _replace(folder / entry.path, entry, manifest, copied)
             replaced.append(entry.path)
-        except (DataError, FileNotFoundError) as problem:
+        except DataError as problem:
             failed.append(f"{folder / entry.path}: not replaced: {problem}")
     if manifest.scans:
         done, why = _mend_scans(folder, manifest, copied)
@@ -61,7 +67,7 @@ def repair_from(folder: str | Path, copy: str | Path, *, progress: Progress = si
         "from": copied.name,
         "hash": sha256(folder / "manifest.json"),
         "replaced": replaced,
-        "problems": failed + checked.problems,
+        "problems": (_unlike(folder, manifest, copied) if failed else []) + failed + checked.problems,
         **{name: getattr(checked, name) for name in ("files", "bytes", "blocks", "pictures")},
     }
 
@@ -92,7 +98,7 @@ def _sound_manifest(folder: Path, copied: _Copy, progress: Progress) -> tuple[Ma
     bad = damaged_files(folder, own, progress) if own else []
     if own and not bad:
         return own, [], []
-    theirs, not_theirs = _try(lambda: parse_manifest(copied.manifest()))
+    theirs, not_theirs = copied.said
     if theirs and theirs != own:
         differ = [entry.path for entry in damaged_files(folder, theirs, progress)] + damaged_scans(folder, theirs)
         if not differ:
@@ -100,7 +106,10 @@ def _sound_manifest(folder: Path, copied: _Copy, progress: Progress) -> tuple[Ma
                 copy_file(copied.manifest(), beside)
                 parse_manifest(beside)
             return theirs, [path.name], []
-        not_theirs = f"{', '.join(differ[:3])} differ from what the manifest of {copied.name} lists."
+        not_theirs = (
+            f"{', '.join(differ[:3])} differ from what the manifest of {copied.name} lists, so that is another set, or "
+            "these files are damaged too."
+        )
     if own is None:
         raise DataError(f"{why} It is not restored, as nothing tells which version this is: {not_theirs}")
     return own, [], bad
@@ -111,7 +120,7 @@ def _try(read: Callable[[], Manifest]) -> tuple[Manifest | None, str]:
     try:
         return read(), ""
     except DataError as problem:
-        return None, str(problem)
+        return None, str(problem).removesuffix(f" {REMEDY}")
 
 
 def damaged_files(folder: Path, manifest: Manifest, progress: Progress) -> list[PackedFile]:
@@ -132,11 +141,33 @@ def damaged_scans(folder: Path, manifest: Manifest) -> list[str]:
     return [] if archive_hash(folder / manifest.scans.path) == listed else [manifest.scans.path]
 
 
-def _replace(path: Path, entry: PackedFile, copied: _Copy) -> None:
-    with whole_file(path) as beside:
-        copy_file(copied.file(entry), beside)
-        if problem := check_file(beside, entry.bytes, entry.sha256):
-            raise DataError(f"the file in {copied.name} is not the one: {problem.removeprefix(f'{beside}: ')}")
+def _unlike(folder: Path, manifest: Manifest, copied: _Copy) -> list[str]:
+    """A sentence if the copy's manifest is not this one."""
+    says, why = copied.said
+    if says is None or says == manifest:
+        return [why] if why else []
+    theirs, own = sha256(copied.manifest()), sha256(folder / "manifest.json")
+    return [
+        f"{copied.name}: another set, or another version of this one: the sha256 of its manifest.json is {theirs}, "
+        f"that of {folder} {own}. Name a copy of that version."
+    ]
+
+
+def _replace(path: Path, entry: PackedFile, manifest: Manifest, copied: _Copy) -> None:
+    source = copied.file(entry)
+    try:
+        with whole_file(path) as beside:
+            copy_file(source, beside)
+            _refuse_other(beside, entry, manifest, copied)
+    except OSError:
+        _refuse_other(source, entry, manifest, copied)
+        raise  # the copy's file is sound, so it is the folder's own disk that fails
+
+
+def _refuse_other(file: Path, entry: PackedFile, manifest: Manifest, copied: _Copy) -> None:
+    if problem := check_file(file, entry.bytes, entry.sha256):
+        fault = "is damaged too" if copied.said[0] == manifest else "cannot replace it"
+        raise DataError(f"the file in {copied.name} {fault}: {problem.removeprefix(f'{file}: ')}")
 
 
 def _mend_scans(folder: Path, manifest: Manifest, copied: _Copy) -> tuple[list[str], list[str]]:

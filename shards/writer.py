@@ -187,7 +187,7 @@ class Pack:
         """
         if not len(self.sample["split"]):
             why = "; ".join(f"{entry['what']}: {entry['why']}" for entry in self.dropped[:3])
-            raise DataError(f"{self.folder.parent}: nothing was packed. {why or 'The inputs hold no samples.'}")
+            raise DataError(f"packing {self.kind}: nothing was packed. {why or 'The inputs hold no samples.'}")
         for name in self._sources:
             self.source(name)
         self.finish_part()

@@ -15,6 +15,17 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where there is none."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in needing:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
 TINY_JOB = """
 phase = "{phase}"
 name = "tiny"
@@ -88,4 +99,49 @@ def tiny_job(tiny_set):
         path.write_text(TINY_JOB.format(phase=phase, shards=tiny_set) + text)
         return path
 
+    return write
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory) -> Path:
+    """The folder of three tiny phases on pictures, which nobody changes."""
+    from diffusion_world import build_chain
+
+    return build_chain(tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture
+def cadiff(capsys):
+    """Run one command in this process; returns exit code, stdout, stderr."""
+    from cadiff.launch.cli import main
+
+    def run(*args):
+        with pytest.raises(SystemExit) as ended:
+            main([str(arg) for arg in args])
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def write_dtseries():
+    """Write a cortical dense time series of HCP's 59,412 vertices: (path, frames (T, 59412), tr_s) -> path."""
+    import nibabel as nib
+    from nibabel.cifti2 import BrainModelAxis, SeriesAxis
+
+    from cadiff.shards.mmp import parcellation
+
+    table = parcellation()
+    left = BrainModelAxis.from_surface(table.vertex_C[: table.left], 32492, "CortexLeft")
+    right = BrainModelAxis.from_surface(table.vertex_C[table.left :], 32492, "CortexRight")
+
+    def write(path: Path, frames: np.ndarray, tr_s: float = 0.72, axis=None) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        axes = (SeriesAxis(0, tr_s, len(frames)), left + right if axis is None else axis)
+        image = nib.Cifti2Image(frames.astype(np.float32), header=axes)
+        image.update_headers()
+        nib.save(image, path)
+        return path
+
+    write.left, write.right = left, right
     return write

@@ -10,8 +10,6 @@ from cadiff import attention as subject
 from cadiff.attention import attention, attention_reference, describe_attention
 from cadiff.errors import ConfigError
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-
 
 @pytest.fixture
 def choose(monkeypatch):
@@ -130,7 +128,6 @@ def test_where_xformers_runs_it_is_used_in_its_own_layout(choose, monkeypatch, x
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("name", ["auto", "xformers"])
 def test_gpu_attention_is_that_of_the_definition(choose, name):
     pytest.importorskip("xformers")

@@ -10,24 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadiff.launch.cli import COMMANDS, main
+from cadiff.launch.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_NAMES = ["demo", "pack", "shards", "train", "sample", "eval", "report", "plan", "bench", "convert", "doctor"]
-
-
-@pytest.fixture
-def cadiff(capsys):
-    """Run one command in this process; returns exit code, stdout, stderr."""
-
-    def run(*args):
-        with pytest.raises(SystemExit) as ended:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        code = ended.value.code
-        return (0 if code is None else code), out, err
-
-    return run
 
 
 def test_help_is_instant_and_names_every_command(cadiff):

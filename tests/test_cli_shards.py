@@ -5,21 +5,13 @@ import shutil
 
 import pytest
 
-from cadiff.launch.cli import main
 from cadiff.shards.dataset import Dataset
 
 
 @pytest.fixture
-def shards(capsys):
+def shards(cadiff):
     """Run one ``cadiff shards`` command in this process; returns exit code, stdout, stderr."""
-
-    def run(*args):
-        with pytest.raises(SystemExit) as ended:
-            main(["shards", *(str(arg) for arg in args)])
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
+    return lambda *args: cadiff("shards", *args)
 
 
 @pytest.fixture
@@ -144,3 +136,32 @@ def test_a_folder_that_is_not_there_is_a_mistake_and_verify_wants_a_local_one(sh
 def test_a_split_that_fails_leaves_no_empty_folder(shards, damaged, tmp_path):
     code, _, err = shards("split", damaged, tmp_path / "parts", "--split-files")
     assert code == 3 and "damaged" in err and not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("place", [0, 5, 400, -400])
+def test_a_manifest_with_one_wrong_bit_can_be_mended_and_the_error_says_how(shards, tiny_set, tmp_path, place):
+    copy = shutil.copytree(tiny_set, tmp_path / "set")
+    manifest = copy / "manifest.json"
+    data = bytearray(manifest.read_bytes())
+    data[place] ^= 1
+    manifest.write_bytes(data)
+    remedy = "Mend it with `cadiff shards repair FOLDER --from COPY`, copy the folder again, or pack again.\n"
+    for command in ("info", "verify"):
+        code, _, err = shards(command, copy)
+        assert code == 3 and err.startswith(f"cadiff: {manifest}: ") and err.endswith(remedy)
+    assert shards("repair", copy, "--from", tiny_set)[1].startswith("replaced manifest.json\n")
+    assert manifest.read_bytes() == (tiny_set / "manifest.json").read_bytes()
+
+
+def test_a_manifest_of_another_format_names_the_remedy_too(shards, tiny_set, tmp_path):
+    manifest = shutil.copytree(tiny_set, tmp_path / "set") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("cadiff-shards/2", "cadiff-shards/3"))
+    code, _, err = shards("info", manifest.parent)
+    assert code == 3 and "or it is damaged. Mend it with `cadiff shards repair FOLDER --from COPY`" in err
+
+
+def test_repair_from_another_set_says_so_without_an_errno(shards, damaged, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for copy in (damaged.parent / "empty", shutil.copytree(damaged, tmp_path / "copy")):
+        code, _, err = shards("repair", damaged, "--from", copy)
+        assert code == 3 and "Errno" not in err and f"the file in {copy}" in err

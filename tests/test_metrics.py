@@ -1,17 +1,14 @@
 """Every metric against a slow loop written from its definition, on random and degenerate pictures."""
 
-import json
 from itertools import combinations
 from math import comb
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_files import golden_case
 
 from cadiff import metrics as m
 from cadiff.errors import ConfigError
-
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "metrics.safetensors"
 
 
 @pytest.fixture
@@ -160,12 +157,7 @@ def test_every_metric_says_its_range_direction_chance_and_protocol():
 
 @pytest.fixture(scope="module")
 def golden():
-    if not GOLDEN.is_file():
-        pytest.skip(f"no stored outputs of the paper's code: {GOLDEN.name} is not beside the checkout")
-    from safetensors import safe_open
-
-    with safe_open(GOLDEN, "np") as stored:
-        return json.loads(stored.metadata()["meta"]), {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    return golden_case("metrics", "np")
 
 
 @pytest.mark.parity

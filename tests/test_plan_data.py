@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from cadiff.errors import ConfigError
-from cadiff.launch.cli import main
 from cadiff.launch.commands.plan_data import PRESETS, PackSpeed, Scan, Study, choose, duration, estimate, raw_bytes
 
 PLAIN = {
@@ -19,38 +18,16 @@ PLAIN = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def cadiff(capsys):
-    """Run one command in this process; returns exit code, stdout, stderr."""
-
-    def run(*args):
-        with pytest.raises(SystemExit) as ended:
-            main([str(arg) for arg in args])
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope="module")
-def run_file(tmp_path_factory):
+def run_file(write_dtseries, tmp_path_factory):
     """A run of 40 frames whose file holds the vertices of V1 to V4 alone."""
-    import nibabel as nib
-    from nibabel.cifti2 import BrainModelAxis, SeriesAxis
+    from cadiff.shards.mmp import roi_columns
 
-    from cadiff.shards.mmp import parcellation, roi_columns
-
-    table, columns = parcellation(), roi_columns("VC")
-    sides = (columns[columns < table.left], columns[columns >= table.left])
-    left, right = (
-        BrainModelAxis.from_surface(table.vertex_C[side], 32492, name)
-        for side, name in zip(sides, ("CortexLeft", "CortexRight"))
-    )
-    values = np.random.default_rng(0).normal(1e4, 50, (40, len(columns))).astype(np.float32)
-    image = nib.Cifti2Image(values, header=(SeriesAxis(0, 0.72, 40), left + right))
-    image.update_headers()
     path = tmp_path_factory.mktemp("raw") / "100001_rfMRI_REST1_LR_Atlas.dtseries.nii"
-    nib.save(image, path)
-    return path
+    left, right, columns = write_dtseries.left, write_dtseries.right, roi_columns("VC")
+    axis = left[columns[columns < len(left)]] + right[columns[columns >= len(left)] - len(left)]
+    values = np.random.default_rng(0).normal(1e4, 50, (40, len(columns)))
+    return write_dtseries(path, values, axis=axis)
 
 
 def test_the_whole_of_hcp_rest_has_its_published_size():

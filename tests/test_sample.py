@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusion_world import SPACE, build_chain
+from diffusion_world import SPACE
 from PIL import Image
 
 from cadiff.comparison import read_samples
@@ -24,11 +24,6 @@ from cadiff.sample import (
 from cadiff.shards.dataset import Dataset
 
 QUICK = SampleOptions(samples=2, steps=3, scheduler="ddim", seed=1, batch=4)
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    return build_chain(tmp_path_factory.mktemp("chain"))
 
 
 @pytest.fixture(scope="module")

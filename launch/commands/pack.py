@@ -23,6 +23,8 @@ SUBJECTS = typer.Option(None, "--subjects", help="Comma-separated; default: all 
 VAL = typer.Option(0.1, "--val", min=0.0, max=0.9, help="Part of the training stimuli held out for validation.")
 NORMALISE = typer.Option(None, help="voxel (default): z-score each; scalar: one mean and deviation per subject.")
 JSON = typer.Option(False, "--json", help="Print one JSON object.")
+# Parameters of the packers that have another name on the command line.
+FLAGS = {"val_fraction": "--val", "lag_s": "--lag", "unlabelled": "--drop-unlabelled"}
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +46,7 @@ def hcp(
     split: Path = typer.Option(None, help="CSV with subject and split (train, val, test), instead of --val."),
     dtype: str = typer.Option("float16", help="How signals are stored: float16, float32, int16 or int8."),
     scans: bool = typer.Option(True, help="Also keep every z-scored frame in scans.zarr."),
-    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave out damaged and too short runs, and report them."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave out runs that cannot be used, and report them."),
     workers: int = typer.Option(None, min=1, help="Processes; default: every core where there is enough to do."),
     as_json: bool = JSON,
 ) -> None:
@@ -67,13 +69,14 @@ def god(
     test: str = typer.Option("averaged", help="averaged, or averaged+trials to add single test trials."),
     subjects: str = SUBJECTS,
     val: float = VAL,
+    workers: int = typer.Option(None, min=1, help="Processes; default: every core where there is enough to do."),
     as_json: bool = JSON,
 ) -> None:
     """Pack Generic Object Decoding: sbj_N.npz, images_256.npz and the label files. Statistics are of train only."""
     from cadiff.shards.god import pack_god
 
     options = {"roi": _one_or_list(roi), "normalise": normalise, "test": test, "subjects": _list(subjects)}
-    _run(pack_god, root, out, as_json, val_fraction=val, legacy=legacy, **options)
+    _run(pack_god, root, out, as_json, val_fraction=val, legacy=legacy, workers=workers, **options)
 
 
 @pack.command("bold5000")
@@ -84,13 +87,14 @@ def bold5000(
     legacy: bool = typer.Option(False, "--legacy", help="Statistics of the paper's code: see docs/data.md."),
     subjects: str = SUBJECTS,
     val: float = typer.Option(0.05, "--val", min=0.0, max=0.9, help="Part of the training stimuli held out."),
+    workers: int = typer.Option(None, min=1, help="Processes; default: every core where there is enough to do."),
     as_json: bool = JSON,
 ) -> None:
     """Pack BOLD5000's GLMsingle betas: training trials, and the mean over repeats of each of the 113 test pictures."""
     from cadiff.shards.bold5000 import pack_bold5000
 
     options = {"normalise": normalise, "legacy": legacy, "subjects": _list(subjects)}
-    _run(pack_bold5000, root, out, as_json, val_fraction=val, **options)
+    _run(pack_bold5000, root, out, as_json, val_fraction=val, workers=workers, **options)
 
 
 @pack.command("things")
@@ -104,6 +108,7 @@ def things(
     min_noise_ceiling: float = typer.Option(0.0, help="Least nc_singletrial of a voxel, in per cent."),
     subjects: str = SUBJECTS,
     val: float = typer.Option(0.05, "--val", min=0.0, max=0.9, help="Part of the training stimuli held out."),
+    workers: int = typer.Option(None, min=1, help="Processes; default: every core where there is enough to do."),
     as_json: bool = JSON,
 ) -> None:
     """Pack THINGS-fMRI's single-trial responses in table format: training trials, and the mean of each test picture."""
@@ -111,7 +116,7 @@ def things(
 
     options = {"roi": _one_or_list(roi), "images": images, "normalise": normalise, "test": test}
     options |= {"min_noise_ceiling": min_noise_ceiling, "subjects": _list(subjects)}
-    _run(pack_things, root, out, as_json, val_fraction=val, **options)
+    _run(pack_things, root, out, as_json, val_fraction=val, workers=workers, **options)
 
 
 @pack.command("nsd")
@@ -130,13 +135,14 @@ def nsd(
     max_side: int = typer.Option(512, min=16, help="Larger pictures are reduced to this many pixels a side."),
     subjects: str = SUBJECTS,
     val: float = typer.Option(0.05, "--val", min=0.0, max=0.9, help="Part of the pictures that are not shared."),
+    workers: int = typer.Option(None, min=1, help="Processes; default: every core where there is enough to do."),
     as_json: bool = JSON,
 ) -> None:
     """Pack the Natural Scenes Dataset: single-trial betas and pictures; the shared 1000 pictures are the test set."""
     from cadiff.shards.nsd import pack_nsd
 
     options = {"roi": roi, "betas": betas, "normalise": normalise, "train": train, "test": test, "max_side": max_side}
-    _run(pack_nsd, root, out, as_json, val_fraction=val, subjects=_list(subjects), **options)
+    _run(pack_nsd, root, out, as_json, val_fraction=val, workers=workers, subjects=_list(subjects), **options)
 
 
 @pack.command("table")
@@ -148,12 +154,13 @@ def table(
     roi: str = typer.Option("VC", help="For .dtseries.nii files: VC, cortex, all, or MMP areas."),
     rest: str = typer.Option("rest", help="Label of frames without a stimulus; comma-separated."),
     drop_unlabelled: bool = typer.Option(False, "--drop-unlabelled", help="Leave out frames without a label."),
+    workers: int = typer.Option(None, min=1, help="Processes; default: every core where there is enough to do."),
     as_json: bool = JSON,
 ) -> None:
     """Pack anyone's data: a table naming .npy, .npz, .nii.gz (with a mask) or .dtseries.nii files, runs and labels."""
     from cadiff.shards.table import pack_table
 
-    options = {"window": window, "lag_s": lag, "roi": _one_or_list(roi), "rest": _list(rest) or []}
+    options = {"window": window, "lag_s": lag, "roi": _one_or_list(roi), "rest": _list(rest) or [], "workers": workers}
     _run(pack_table, root, out, as_json, unlabelled="drop" if drop_unlabelled else "keep", **options)
 
 
@@ -164,12 +171,14 @@ def images(
     val: float = VAL,
     max_side: int = typer.Option(512, min=16, help="Larger pictures are reduced to this many pixels a side."),
     skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave out pictures that cannot be decoded; report them."),
+    workers: int = typer.Option(None, min=1, help="Processes; default: every core where there is enough to do."),
     as_json: bool = JSON,
 ) -> None:
     """Pack a folder of .jpg and .png pictures; labels from labels.csv or from sub-folder names."""
     from cadiff.shards.images import pack_images
 
-    _run(pack_images, root, out, as_json, val_fraction=val, max_side=max_side, skip_bad=skip_bad)
+    options = {"max_side": max_side, "skip_bad": skip_bad, "workers": workers}
+    _run(pack_images, root, out, as_json, val_fraction=val, **options)
 
 
 def _list(text: str | None) -> list[str] | None:
@@ -183,10 +192,14 @@ def _one_or_list(text: str) -> str | list[str]:
 
 def _run(packer: Callable[..., dict[str, Any]], root: Path, out: Path, as_json: bool, **options: Any) -> None:
     from cadiff.launch.view import View
+    from cadiff.shards.protocol import OtherOptions
 
     view = View()
-    with view.task(f"pack {out.name}") as task:
-        told = packer(root, out, progress=task.advance, **options)
+    try:
+        with view.task(f"pack {out.name}") as task:
+            told = packer(root, out, progress=task.advance, **options)
+    except OtherOptions as other:
+        raise OtherOptions(out, _as_flags(other.changed, options)) from None
     if as_json:
         typer.echo(json.dumps(told, indent=1))
         return
@@ -195,3 +208,14 @@ def _run(packer: Callable[..., dict[str, Any]], root: Path, out: Path, as_json: 
     samples = ", ".join(f"{count:,} {split}" for split, count in told["samples"].items())
     state = "already packed" if told["already"] else f"packed in {told['seconds']:.1f} s"
     typer.echo(f"{out}: {state}: {samples} samples, {len(told['subjects'])} subjects, {told['bytes'] / 1e6:.1f} MB")
+    if told["already"]:
+        typer.echo(
+            "Options and hashes of the inputs are as they were. Of the packed files only the sizes were compared: "
+            f"`cadiff shards verify {out}` reads them again."
+        )
+
+
+def _as_flags(changed: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Changed options under their names on the command line; what only follows from those is left out."""
+    names = {name: FLAGS.get(name, f"--{name.replace('_', '-')}") for name in options}
+    return {names[name]: values for name, values in changed.items() if name in names} or changed

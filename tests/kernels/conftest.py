@@ -1,16 +1,8 @@
-"""Skip what needs a GPU where there is none, and forget the choice of kernels between tests."""
+"""Forget the choice of kernels between tests."""
 
 import pytest
-import torch
 
 from cadiff.kernels import dispatch
-
-
-def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 @pytest.fixture

@@ -1,34 +1,20 @@
 """The fMRI conditioner computes what the paper's code computed: values and gradients from stored cases."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from shared_files import golden_case
 
 from cadiff.config import ConditionModel, FmriModel
 from cadiff.models.condition import FmriConditioner
 
 pytestmark = pytest.mark.parity
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 RENAMED = {"mae.": "fmri.", "channel_mapper.": "mix.", "dim_mapper.": "project."}
 
 
 def rename(key: str) -> str:
     theirs = next(prefix for prefix in RENAMED if key.startswith(prefix))
     return RENAMED[theirs] + key.removeprefix(theirs)
-
-
-def load_case(name: str):
-    from safetensors import safe_open
-
-    path = GOLDEN / f"{name}.safetensors"
-    if not path.is_file():
-        pytest.skip(f"{path} is not here: stored outputs of the paper's code are not part of the checkout")
-    with safe_open(path, "pt") as handle:
-        keys = handle.keys()
-        return json.loads(handle.metadata()["meta"]), {key: handle.get_tensor(key) for key in keys}
 
 
 def build(meta: dict, tensors: dict) -> FmriConditioner:
@@ -59,7 +45,7 @@ CASES = ["p3_cond_seq", "p3_cond_seq_interp_down", "p3_cond_pool"]
 
 @pytest.mark.parametrize("name", CASES)
 def test_context_is_the_papers(name):
-    meta, tensors = load_case(name)
+    meta, tensors = golden_case(name, "pt")
     context = build(meta, tensors)(tensors["in.fmri"][:, 0]).context_BND
     assert context.shape == tensors["out.cond"].shape
     assert close(context, tensors["out.cond"])
@@ -67,7 +53,7 @@ def test_context_is_the_papers(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_the_papers(name):
-    meta, tensors = load_case(name)
+    meta, tensors = golden_case(name, "pt")
     conditioner = build(meta, tensors)
     (conditioner(tensors["in.fmri"][:, 0]).context_BND * tensors["in.grad_weight"]).sum().backward()
     gradients = {name: parameter.grad for name, parameter in conditioner.named_parameters()}

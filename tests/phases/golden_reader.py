@@ -1,17 +1,14 @@
 """Read the stored outputs of the paper's code: one safetensors file per case, its configuration in the metadata."""
 
-import json
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
+from shared_files import GOLDEN, read_golden
 
 from cadiff.config import FmriModel, Phase1Job, Phase2Job
 from cadiff.kernels.mask import Masking
 
-FOLDER = Path(os.environ.get("CADIFF_GOLDEN") or Path(__file__).resolve().parents[3] / "shared" / "golden")
 LOSS = 1e-5  # absolute, on losses
 REST = 1e-5  # relative to a tensor's largest entry
 TRAIN = {"train": {"steps": 1, "batch": 1}, "data": {"shards": ["unused"]}, "name": "parity"}
@@ -19,9 +16,9 @@ TRAIN = {"train": {"steps": 1, "batch": 1}, "data": {"shards": ["unused"]}, "nam
 
 def cases(*kinds):
     """Every file of the folder that is of these kinds, as pytest parameters; one that skips aloud if there is none."""
-    found = [path for path in sorted(FOLDER.glob("p[12]_*.safetensors")) if Case(path).meta["kind"] in kinds]
+    found = [path for path in sorted(GOLDEN.glob("p[12]_*.safetensors")) if Case(path).meta["kind"] in kinds]
     if not found:
-        reason = f"no case of kind {', '.join(kinds)} in {FOLDER}: set CADIFF_GOLDEN"
+        reason = f"no case of kind {', '.join(kinds)} in {GOLDEN}: set CADIFF_GOLDEN"
         return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
     return [pytest.param(path, id=path.stem) for path in found]
 
@@ -30,11 +27,7 @@ class Case:
     """One file: ``meta`` is its configuration, ``case[name]`` a tensor."""
 
     def __init__(self, path):
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            self.meta = json.loads(file.metadata()["meta"])
-            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.meta, self.tensors = read_golden(path, "pt")
 
     def __getitem__(self, name):
         return self.tensors[name]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_pairs import FMRI, IMAGE, SPACE, batch, descend, phase1_job, phase2_job, reached, rows, trained
+from tiny_pairs import FMRI, IMAGE, SPACE, batch, descend, phase1_job, phase2_job, reached, rows, trained, value
 
 from cadiff.config import ImageModel
 from cadiff.errors import ConfigError, DataError
@@ -20,10 +20,6 @@ from cadiff.phases.pretrain import Pretrain
 def phase(loss=None, image=None, **sections):
     torch.manual_seed(0)
     return CrossTune(phase2_job(loss, image, **sections), SPACE)
-
-
-def value(terms):
-    return {name: term.item() for name, term in terms.items()}
 
 
 def vit_config(**changes):

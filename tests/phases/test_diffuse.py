@@ -1,18 +1,12 @@
 """Phase 3: exactly the paper's parameters are trained, everything else is the prior's."""
 
-import pytest
 import torch
-from diffusion_world import FMRI, SPACE, build_chain, tiny_batch, tiny_job
+from diffusion_world import FMRI, SPACE, tiny_batch, tiny_job
 
 from cadiff.config import FmriModel
 from cadiff.exports import load_part, save_export
 from cadiff.models.fmri_mae import FmriMae
 from cadiff.phases import build_phase
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    return build_chain(tmp_path_factory.mktemp("chain"))
 
 
 def build(chain, fmri: str = "", **condition):

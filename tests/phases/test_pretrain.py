@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_pairs import SPACE, batch, descend, phase1_job, reached, rows, trained
+from tiny_pairs import SPACE, batch, descend, phase1_job, reached, rows, trained, value
 
 from cadiff.errors import ConfigError
 from cadiff.kernels.similarity import info_nce_reference
@@ -14,10 +14,6 @@ from cadiff.phases.pretrain import Pretrain
 def phase(loss=None, **sections):
     torch.manual_seed(0)
     return Pretrain(phase1_job(loss, **sections), SPACE)
-
-
-def value(terms):
-    return {name: term.item() for name, term in terms.items()}
 
 
 def test_the_registry_builds_it():

@@ -4,16 +4,11 @@ import json
 
 import pytest
 import torch
-from diffusion_world import SPACE, UNET, awaken, build_chain, tiny_batch, tiny_job
+from diffusion_world import SPACE, UNET, awaken, tiny_batch, tiny_job
 
 from cadiff.errors import DataError
 from cadiff.exports import load_part
 from cadiff.phases import build_phase
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    return build_chain(tmp_path_factory.mktemp("chain"))
 
 
 def build(chain, **model):

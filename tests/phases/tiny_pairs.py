@@ -47,6 +47,10 @@ def rows(tensors, order):
     return {name: value[order] for name, value in tensors.items()}
 
 
+def value(terms):
+    return {name: term.item() for name, term in terms.items()}
+
+
 def trained(module):
     return {name for name, p in module.named_parameters() if p.requires_grad}
 

@@ -1,12 +1,13 @@
 """Tiny raw files for the packers, and the real ones when they lie beside the checkout."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+from remote_world import served
+from shared_files import SHARED, golden_case
 
 
 @pytest.fixture(scope="session")
@@ -20,58 +21,48 @@ def realdata() -> Path:
 @pytest.fixture(scope="session")
 def golden():
     """Read stored outputs of the paper's code: name -> arrays."""
-
-    def read(name: str) -> dict[str, np.ndarray]:
-        from safetensors.numpy import load_file
-
-        path = SHARED / "golden" / f"{name}.safetensors"
-        if not path.is_file():
-            pytest.skip(f"needs ../shared/golden/{name}.safetensors")
-        return load_file(path)
-
-    return read
+    return lambda name: golden_case(name, "np")[1]
 
 
 @pytest.fixture(scope="session")
-def write_dtseries():
-    """Write a cortical dense time series of HCP's 59,412 vertices: (path, frames (T, 59412), tr_s) -> path."""
-    import nibabel as nib
-    from nibabel.cifti2 import BrainModelAxis, SeriesAxis
+def four(write_dtseries, tmp_path_factory):
+    """Make copies of a file of four frames of zeros: describing 59,412 places takes nibabel a while."""
+    original = write_dtseries(tmp_path_factory.mktemp("cifti") / "four.dtseries.nii", np.zeros((4, 59412)))
 
-    from cadiff.shards.mmp import parcellation
+    def copy(folder):
+        return Path(shutil.copy(original, folder / "d.dtseries.nii"))
 
-    table = parcellation()
-    left = BrainModelAxis.from_surface(table.vertex_C[: table.left], 32492, "CortexLeft")
-    right = BrainModelAxis.from_surface(table.vertex_C[table.left :], 32492, "CortexRight")
-
-    def write(path: Path, frames: np.ndarray, tr_s: float = 0.72, axis=None) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        axes = (SeriesAxis(0, tr_s, len(frames)), left + right if axis is None else axis)
-        image = nib.Cifti2Image(frames.astype(np.float32), header=axes)
-        image.update_headers()
-        nib.save(image, path)
-        return path
-
-    write.left, write.right = left, right
-    return write
+    return copy
 
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory, write_dtseries) -> Path:
     """HCP's layout: three subjects, two runs of 45 and 31 frames each; 100001's first run comes in two versions."""
-    from cadiff.shards.mmp import roi_columns
+    from hcp_world import CLEAN, V1
 
-    root, rng, v1 = tmp_path_factory.mktemp("hcp"), np.random.default_rng(0), roi_columns("V1")
+    root, rng = tmp_path_factory.mktemp("hcp"), np.random.default_rng(0)
     for subject in ("100001", "100002", "100003"):
         for run, frames in (("rfMRI_REST1_LR", 45), ("tfMRI_WM_RL", 31)):
             values = np.zeros((frames, 59412), np.float32)
-            values[:, v1] = 1e4 + rng.normal(size=(frames, 1)) * 50 + rng.normal(size=(frames, len(v1))) * 50
-            values[:, v1[3]] = 9000
+            values[:, V1] = 1e4 + rng.normal(size=(frames, 1)) * 50 + rng.normal(size=(frames, len(V1))) * 50
+            values[:, V1[3]] = 9000
             folder = root / subject / "MNINonLinear" / "Results" / run
-            write_dtseries(folder / f"{run}_Atlas_MSMAll_hp2000_clean.dtseries.nii", values)
+            write_dtseries(folder / f"{run}{CLEAN}.dtseries.nii", values)
     folder = root / "100001/MNINonLinear/Results/rfMRI_REST1_LR"
     (folder / "rfMRI_REST1_LR_Atlas.dtseries.nii").write_bytes(b"an unclean version that must not be read")
     return root
+
+
+@pytest.fixture(scope="session")
+def packed(release, tmp_path_factory):
+    """V1 of that release with one subject in three held out: the summary, and the set."""
+    from cadiff.shards.dataset import Dataset
+    from cadiff.shards.hcp import pack_hcp
+
+    out, heard = tmp_path_factory.mktemp("out") / "hcp", []
+    summary = pack_hcp(release, out, roi="V1", val_fraction=0.3, progress=lambda *a: heard.append(a))
+    assert ("packing", 1, 1) in heard
+    return summary, Dataset(out)
 
 
 @pytest.fixture(scope="session")
@@ -115,3 +106,56 @@ def nsd_files(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("nsd")
     write_nsd(root, NsdPlan())
     return root
+
+
+@pytest.fixture(scope="session")
+def nsd_set(nsd_files, tmp_path_factory):
+    """That NSD packed, with every test trial and a tenth of the other pictures held out."""
+    from cadiff.shards.dataset import Dataset
+    from cadiff.shards.nsd import pack_nsd
+
+    out = tmp_path_factory.mktemp("packed") / "nsd"
+    pack_nsd(nsd_files, out, test="averaged+trials", val_fraction=0.1)
+    return Dataset(out)
+
+
+@pytest.fixture
+def nsd_copy(nsd_files, tmp_path) -> Path:
+    """A copy of that NSD, to be spoilt."""
+    return shutil.copytree(nsd_files, tmp_path / "raw")
+
+
+@pytest.fixture(scope="session")
+def things_files(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
+    """THINGS-fMRI in figshare's layout with its pictures: the folder, and each subject's responses."""
+    from things_world import build
+
+    root = tmp_path_factory.mktemp("things")
+    return root, build(root)
+
+
+@pytest.fixture(scope="session")
+def things_set(things_files, tmp_path_factory):
+    """That THINGS-fMRI packed with its pictures and every test trial, a fifth of the training stimuli held out."""
+    from cadiff.shards.dataset import Dataset
+    from cadiff.shards.things import pack_things
+
+    root, out = things_files[0], tmp_path_factory.mktemp("packed") / "things"
+    pack_things(root, out, images=root / "object_images", val_fraction=0.2, test="averaged+trials")
+    return Dataset(out)
+
+
+@pytest.fixture
+def things_copy(things_files, tmp_path) -> Path:
+    """The first subject's files alone, to be spoilt."""
+    for path in (things_files[0] / "betas_csv").glob("sub-01_*"):
+        shutil.copy(path, tmp_path / path.name)
+    return tmp_path
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """A web server that holds a.tar and commits faults."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with served() as site:
+        yield site

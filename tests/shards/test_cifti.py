@@ -1,9 +1,7 @@
 """Grayordinates by name, read vertex-first; every wrong or damaged file is refused with its name."""
 
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,17 +9,6 @@ import pytest
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards import mmp
 from cadiff.shards.cifti import locate, read_columns, read_header, read_nifti
-
-
-@pytest.fixture(scope="module")
-def four(write_dtseries, tmp_path_factory):
-    """Make copies of a file of four frames of zeros: describing 59,412 places takes nibabel a while."""
-    original = write_dtseries(tmp_path_factory.mktemp("cifti") / "four.dtseries.nii", np.zeros((4, 59412)))
-
-    def copy(folder):
-        return Path(shutil.copy(original, folder / "d.dtseries.nii"))
-
-    return copy
 
 
 def test_the_visual_areas_have_the_papers_counts():

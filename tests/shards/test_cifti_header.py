@@ -1,8 +1,6 @@
 """Headers of dense time series: parsed as nibabel does, in any byte order; what contradicts itself is refused."""
 
-import shutil
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,17 +8,6 @@ import pytest
 from cadiff.errors import DataError
 from cadiff.shards import mmp
 from cadiff.shards.cifti import read_columns, read_header
-
-
-@pytest.fixture(scope="module")
-def four(write_dtseries, tmp_path_factory):
-    """Make copies of a file of four frames of zeros: describing 59,412 places takes nibabel a while."""
-    original = write_dtseries(tmp_path_factory.mktemp("cifti") / "four.dtseries.nii", np.zeros((4, 59412)))
-
-    def copy(folder):
-        return Path(shutil.copy(original, folder / "d.dtseries.nii"))
-
-    return copy
 
 
 def test_garbage_of_many_kinds_is_a_data_error(four, tmp_path):

@@ -1,37 +1,20 @@
 """Reading a packed folder: rows, padding, pictures; and refusing one that was damaged or tampered with."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
+from packed_folder import flip, reindex, reseal
 
 from cadiff.errors import ConfigError, DataError
-from cadiff.files import sha256
 from cadiff.shards import picture_store
 from cadiff.shards.dataset import Dataset
-from cadiff.shards.manifest import manifest_checksum
 from cadiff.shards.verify import verify
 
 
 @pytest.fixture
 def copy(tiny_set, tmp_path):
     return shutil.copytree(tiny_set, tmp_path / "set")
-
-
-def rewrite(folder, change, arrays=None):
-    """Change the manifest (and the index) the way an attacker could: all hashes agree afterwards."""
-    if arrays is not None:
-        loaded = dict(np.load(folder / "index.npz"))
-        arrays(loaded)
-        np.savez(folder / "index.npz", **loaded)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for entry in manifest["files"]:
-        path = folder / entry["path"]
-        entry.update(bytes=path.stat().st_size, sha256=sha256(path))
-    change(manifest)
-    manifest["checksum"] = manifest_checksum(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_samples_are_found_by_split_and_subject(tiny_set):
@@ -91,11 +74,7 @@ def test_a_shard_cut_short_is_refused(copy):
 
 def test_verify_finds_one_flipped_byte(copy):
     assert verify(copy) == []
-    with open(copy / "fmri-000000.tar", "rb+") as handle:
-        handle.seek(3000)
-        byte = handle.read(1)[0]
-        handle.seek(3000)
-        handle.write(bytes([byte ^ 1]))
+    flip(copy / "fmri-000000.tar", 3000)
     problems = verify(copy)
     assert any("sha256" in problem for problem in problems) and any("crc32" in problem for problem in problems)
 
@@ -108,17 +87,15 @@ def test_verify_finds_a_tar_that_is_not_webdataset(copy):
     with tarfile.open(path, "a") as archive:
         member = tarfile.TarInfo("../../evil.png")
         archive.addfile(member, io.BytesIO())
-    rewrite(copy, lambda manifest: None)
+    reseal(copy)
     assert any("WebDataset needs" in problem for problem in verify(copy))
     path.write_bytes(b"\0" * 10 + b"x" * path.stat().st_size)
-    rewrite(copy, lambda manifest: None)
+    reseal(copy)
     assert any("not readable as a tar" in problem for problem in verify(copy))
 
 
 def test_an_index_changed_afterwards_is_refused(copy):
-    data = bytearray((copy / "index.npz").read_bytes())
-    data[200] ^= 1
-    (copy / "index.npz").write_bytes(bytes(data))
+    flip(copy / "index.npz", 200)
     with pytest.raises(DataError, match="hash differs"):
         Dataset(copy)
     assert any("hash differs" in problem for problem in verify(copy))
@@ -141,7 +118,7 @@ def test_an_index_changed_afterwards_is_refused(copy):
     ],
 )
 def test_a_tampered_manifest_is_refused(copy, change):
-    rewrite(copy, change)
+    reseal(copy, change)
     with pytest.raises(DataError):
         Dataset(copy)
 
@@ -179,14 +156,14 @@ def _set(name, index, value):
     ],
 )
 def test_a_tampered_index_is_refused(copy, arrays):
-    rewrite(copy, lambda manifest: None, arrays)
+    reindex(copy, arrays)
     with pytest.raises(DataError, match="not a valid index"):
         Dataset(copy)
 
 
 def test_a_compressed_index_is_refused(copy):
     np.savez_compressed(copy / "index.npz", **dict(np.load(copy / "index.npz")))
-    rewrite(copy, lambda manifest: None)
+    reseal(copy)
     with pytest.raises(DataError, match="compressed"):
         Dataset(copy)
 
@@ -199,7 +176,7 @@ def test_a_picture_that_does_not_decode_is_named(copy):
         shard = (copy / "images-000000.tar").read_bytes()
         arrays["image_crc32c"][2] = crc32c(shard[arrays["image_offset"][2] :][:30])
 
-    rewrite(copy, lambda manifest: None, shorten)
+    reindex(copy, shorten)
     with pytest.raises(DataError, match="stimulus s02: the stored picture does not decode"):
         Dataset(copy).images(np.array([2]), 16)
 

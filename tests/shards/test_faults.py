@@ -5,7 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from test_store import flip, pack
+from packed_folder import flip
+from test_store import pack
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.dataset import Dataset

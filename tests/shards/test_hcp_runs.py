@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hcp_world import CLEAN
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.hcp_runs import find_runs
 from cadiff.shards.hcp_series import Moments, average, spread_windows, whole_windows
 from cadiff.shards.hcp_split import decide, read_families, read_split, read_subjects
 from cadiff.shards.voxels import padded_width, wrap_pad
-
-CLEAN = "_Atlas_MSMAll_hp2000_clean"
 
 
 def touch(root, subject, run, *versions):

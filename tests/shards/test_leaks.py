@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_dataset import rewrite
+from packed_folder import reseal
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.dataset import Dataset
@@ -77,7 +77,7 @@ def test_a_leak_that_was_made_afterwards_is_refused_when_read(tmp_path):
         for subject in manifest["subjects"]:
             subject["family"] = "F1"
 
-    rewrite(tmp_path / "set", join_families)
+    reseal(tmp_path / "set", join_families)
     with pytest.raises(DataError, match=r"family of subjects a, b is in train and val"):
         Dataset(tmp_path / "set")
     assert any("family" in problem for problem in verify(tmp_path / "set"))

@@ -16,24 +16,12 @@ from cadiff.shards.nsd_rois import Rois, Voxels
 from cadiff.shards.synthetic.nsd_files import NsdPlan, write_nsd
 
 
-@pytest.fixture(scope="module")
-def ds(nsd_files, tmp_path_factory):
-    out = tmp_path_factory.mktemp("packed") / "nsd"
-    pack_nsd(nsd_files, out, test="averaged+trials", val_fraction=0.1)
-    return Dataset(out)
-
-
-@pytest.fixture
-def broken(nsd_files, tmp_path):
-    return shutil.copytree(nsd_files, tmp_path / "raw")
-
-
-def test_nifti_betas_give_the_same_numbers_as_hdf5(nsd_files, ds, tmp_path):
+def test_nifti_betas_give_the_same_numbers_as_hdf5(nsd_files, nsd_set, tmp_path):
     write_nsd(tmp_path / "raw", NsdPlan(subjects=1, form="nii.gz"))
     pack_nsd(tmp_path / "raw", tmp_path / "out", test="averaged+trials", val_fraction=0.1)
     nifti = Dataset(tmp_path / "out")
     samples = np.arange(len(nifti))
-    np.testing.assert_array_equal(nifti.signals(samples, 60), ds.signals(samples, 60))
+    np.testing.assert_array_equal(nifti.signals(samples, 60), nsd_set.signals(samples, 60))
 
 
 def test_hdf5_of_any_chunks_reads_the_same(nsd_files, tmp_path):
@@ -47,11 +35,11 @@ def test_hdf5_of_any_chunks_reads_the_same(nsd_files, tmp_path):
         np.testing.assert_array_equal(VolumeBetas({1: tmp_path / "b.hdf5"}, voxels).read(1), expected)
 
 
-def test_a_subject_s_own_table_names_the_labels(broken):
-    table = broken / "nsddata/freesurfer/subj01/label/floc-faces.mgz.ctab"
+def test_a_subject_s_own_table_names_the_labels(nsd_copy):
+    table = nsd_copy / "nsddata/freesurfer/subj01/label/floc-faces.mgz.ctab"
     table.parent.mkdir(parents=True)
     table.write_text("0 Unknown\n1 here\n2 there 0 0 0\n")
-    rois = Rois(broken, "subj01")
+    rois = Rois(nsd_copy, "subj01")
     assert rois.labels("floc-faces") == {1: "here", 2: "there"} and table in rois.sources
     assert rois.choose(["floc-faces:there"]).sum() == 12
     with pytest.raises(ConfigError, match="no label 'OFA'; there are 1 here, 2 there"):
@@ -62,34 +50,34 @@ def test_a_subject_s_own_table_names_the_labels(broken):
 
 
 @pytest.mark.parametrize("file", ["betas_all_{subject}_fp32_renorm.hdf5", "{subject}_nsdgeneral.hdf5", "{subject}.npy"])
-def test_tables_of_all_trials_pack_like_the_volumes(broken, ds, tmp_path, file):
-    xyz = ds.array("subj01", "xyz").astype(int)
-    table = np.concatenate([percent(broken, "subj01", session, xyz) for session in (1, 2, 3)]).astype(np.float32)
-    path = broken / file.replace("{subject}", "subj01")
+def test_tables_of_all_trials_pack_like_the_volumes(nsd_copy, nsd_set, tmp_path, file):
+    xyz = nsd_set.array("subj01", "xyz").astype(int)
+    table = np.concatenate([percent(nsd_copy, "subj01", session, xyz) for session in (1, 2, 3)]).astype(np.float32)
+    path = nsd_copy / file.replace("{subject}", "subj01")
     if file.endswith(".npy"):
         np.save(path, table)
     else:
         with h5py.File(path, "w") as handle:
             handle["betas" if "renorm" in file else "voxels"] = table
-    pack_nsd(broken, tmp_path / "t", betas=file, test="averaged+trials", val_fraction=0.1)
+    pack_nsd(nsd_copy, tmp_path / "t", betas=file, test="averaged+trials", val_fraction=0.1)
     packed = Dataset(tmp_path / "t")
     samples = np.arange(len(packed))
-    np.testing.assert_allclose(packed.signals(samples, 60), ds.signals(samples, 60), atol=4e-3)
-    np.testing.assert_array_equal(packed.rois["subj01"]["V1"], ds.rois["subj01"]["V1"])
-    pack_nsd(broken, tmp_path / "v1", betas=file, roi="prf-visualrois:V1v")
+    np.testing.assert_allclose(packed.signals(samples, 60), nsd_set.signals(samples, 60), atol=4e-3)
+    np.testing.assert_array_equal(packed.rois["subj01"]["V1"], nsd_set.rois["subj01"]["V1"])
+    pack_nsd(nsd_copy, tmp_path / "v1", betas=file, roi="prf-visualrois:V1v")
     np.testing.assert_array_equal(Dataset(tmp_path / "v1").array("subj01", "xyz")[:, 0], np.full(12, 1))
-    shutil.rmtree(broken / "nsddata/ppdata")
-    told = pack_nsd(broken, tmp_path / "u", betas=file)
+    shutil.rmtree(nsd_copy / "nsddata/ppdata")
+    told = pack_nsd(nsd_copy, tmp_path / "u", betas=file)
     assert told["notes"]["voxel_places_unknown"] == ["subj01"] and told["voxels"] == 60
     with pytest.raises(ConfigError, match="only roi = 'nsdgeneral'"):
-        pack_nsd(broken, tmp_path / "w", betas=file, roi="streams")
+        pack_nsd(nsd_copy, tmp_path / "w", betas=file, roi="streams")
 
 
-def test_a_voxel_that_is_not_finite_becomes_zeros_in_that_session(broken, tmp_path):
+def test_a_voxel_that_is_not_finite_becomes_zeros_in_that_session(nsd_copy, tmp_path):
     table = np.random.default_rng(0).normal(size=(1500, 60)).astype(np.float32)
     table[800, 7] = np.nan
-    np.save(broken / "subj01.npy", table)
-    told = pack_nsd(broken, tmp_path / "n", betas="{subject}.npy")
+    np.save(nsd_copy / "subj01.npy", table)
+    told = pack_nsd(nsd_copy, tmp_path / "n", betas="{subject}.npy")
     ds = Dataset(tmp_path / "n")
     assert told["notes"]["voxels_zeroed"] == {"subj01": {"ses-02": 1}}
     assert told["notes"]["sessions_missing"] == {"subj01": [3]}
@@ -98,22 +86,22 @@ def test_a_voxel_that_is_not_finite_becomes_zeros_in_that_session(broken, tmp_pa
 
 
 @pytest.mark.parametrize("gone", [DESIGN, TABLE])
-def test_either_trial_table_is_enough(nsd_files, broken, tmp_path, gone):
-    (broken / gone).unlink()
-    alone, both = read_design(broken)[0], read_design(nsd_files)[0]
+def test_either_trial_table_is_enough(nsd_files, nsd_copy, tmp_path, gone):
+    (nsd_copy / gone).unlink()
+    alone, both = read_design(nsd_copy)[0], read_design(nsd_files)[0]
     assert alone.shared == both.shared and (alone.pictures == both.pictures).all()
     assert all((alone.shown[name] == both.shown[name]).all() for name in both.shown)
 
 
-def test_trial_tables_that_contradict_each_other_are_refused(broken):
-    lines = (broken / TABLE).read_text().splitlines()
+def test_trial_tables_that_contradict_each_other_are_refused(nsd_copy):
+    lines = (nsd_copy / TABLE).read_text().splitlines()
     cells = [line.split(",") for line in lines]
     column = cells[0].index("subject3_rep0")
     rows = [row for row in cells[1:] if row[column] != "0"][:2]
     rows[0][column], rows[1][column] = rows[1][column], rows[0][column]
-    (broken / TABLE).write_text("\n".join(",".join(row) for row in cells))
+    (nsd_copy / TABLE).write_text("\n".join(",".join(row) for row in cells))
     with pytest.raises(DataError, match=r"subj03's trial .* according to nsd_expdesign\.mat"):
-        read_design(broken)
+        read_design(nsd_copy)
 
 
 def cut(path, size):
@@ -199,11 +187,11 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_stop_with_one_line_and_leave_nothing(broken, tmp_path, fault):
+def test_faults_stop_with_one_line_and_leave_nothing(nsd_copy, tmp_path, fault):
     damage, message = FAULTS[fault]
-    damage(broken)
+    damage(nsd_copy)
     with pytest.raises(CadiffError, match=message) as caught:
-        pack_nsd(broken, tmp_path / "x")
+        pack_nsd(nsd_copy, tmp_path / "x")
     assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
@@ -237,12 +225,12 @@ def test_wrong_options_are_config_errors(nsd_files, tmp_path, options, message):
         pack_nsd(**{"root": nsd_files, "out": tmp_path / "x", **options})
 
 
-def test_tables_of_another_size_are_refused(broken, tmp_path):
+def test_tables_of_another_size_are_refused(nsd_copy, tmp_path):
     for shape, message in (
         ((700, 60), "whole sessions of 750"),
         ((750, 59), "its mask has 60"),
         ((750,), "a table of"),
     ):
-        np.save(broken / "subj01.npy", np.zeros(shape, np.float32))
+        np.save(nsd_copy / "subj01.npy", np.zeros(shape, np.float32))
         with pytest.raises(DataError, match=message):
-            pack_nsd(broken, tmp_path / "x", betas="{subject}.npy")
+            pack_nsd(nsd_copy, tmp_path / "x", betas="{subject}.npy")

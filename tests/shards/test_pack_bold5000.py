@@ -1,45 +1,24 @@
-"""BOLD5000: averaged test pictures, train-only statistics, and a dictionary of pictures read without running code."""
+"""BOLD5000: averaged test pictures, train-only statistics, parts, and pictures in one file or many."""
 
-import pickle
+import json
 import shutil
 
 import numpy as np
 import pytest
+from bold5000_world import TESTED, TRAINED, build
+from packed_folder import contents
 
 from cadiff.errors import ConfigError, DataError
-from cadiff.shards.arrays import load_npy_dict
+from cadiff.shards import bold5000, bold5000_subject
 from cadiff.shards.bold5000 import pack_bold5000
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.verify import verify
 
-TESTED = ["COCO_train2014_000000000001.jpg", "church1.jpg", "never_shown.jpg"]
-TRAINED = [f"n0144353{i % 3}_{i}.JPEG" for i in range(9)] + ["attic4.jpg"]
-
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """CSI1: 16 trials in 2 sessions, CSI4: 12; regions of 3 to 12 voxels in both hemispheres."""
-    root, rng = tmp_path_factory.mktemp("bold") / "BOLD5000", np.random.default_rng(0)
-    betas, stimuli = root / "BOLD5000_GLMsingle_ROI_betas/py", root / "BOLD5000_Stimuli"
-    betas.mkdir(parents=True)
-    shown = {"CSI1": TRAINED[:5] + TESTED[:1] + TRAINED[5:] + TESTED[:2] * 2 + TRAINED[:1]}
-    shown["CSI4"] = TRAINED[:9] + TESTED[:1] * 3
-    for subject, ids in shown.items():
-        for session in (0, 1):
-            folder = stimuli / "Stimuli_Presentation_Lists" / subject / f"{subject}_sess0{session + 1}"
-            folder.mkdir(parents=True)
-            part = ids[8 * session : 8 * session + 8] if session == 0 else ids[8:]
-            lines = [f"rep_{name}" if name in TESTED else name for name in part]
-            (folder / f"{subject}_sess0{session + 1}_run01.txt").write_text("\n".join(lines) + "\n")
-        for voxels, roi in enumerate(("EarlyVis", "LOC", "OPA", "PPA", "RSC"), 3):
-            for side, count in (("LH", voxels), ("RH", voxels + 1)):
-                name = f"{subject}_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_allses_{side}{roi}.npy"
-                np.save(betas / name, rng.normal(voxels, 2, (len(ids), count + (subject == "CSI4"))))
-    pictures = {name: rng.integers(0, 256, (16, 16, 3)).astype(np.uint8) for name in TESTED + TRAINED}
-    (stimuli / "Scene_Stimuli/Presented_Stimuli").mkdir(parents=True)
-    np.save(stimuli / "Scene_Stimuli/Presented_Stimuli/img_dict.npy", pictures, allow_pickle=True)
-    (stimuli / "Scene_Stimuli/repeated_stimuli_113_list.txt").write_text("\n".join(TESTED) + "\n")
-    return root, shown, pictures
+    root = tmp_path_factory.mktemp("bold") / "BOLD5000"
+    return root, *build(root)
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +95,23 @@ def test_legacy_differs_from_what_training_trials_give(raw, tmp_path):
     assert new.stats("CSI1").mean[0] != old.stats("CSI1").mean[0] and len(new) == len(old) == 13  # nothing is cut off
 
 
-def test_picture_files_and_plain_lists_serve_as_well(raw, tmp_path):
+@pytest.fixture
+def single(raw, tmp_path):
+    """The same with a file for each picture."""
     from PIL import Image
 
     root = shutil.copytree(raw[0], tmp_path / "raw")
-    stimuli = root / "BOLD5000_Stimuli"
-    folder = stimuli / "Scene_Stimuli/Presented_Stimuli"
+    folder = root / "BOLD5000_Stimuli/Scene_Stimuli/Presented_Stimuli"
     (folder / "img_dict.npy").unlink()
     (folder / "ImageNet").mkdir()
     for name, pixels in raw[2].items():
         Image.fromarray(pixels).save(folder / "ImageNet" / name, "JPEG", quality=95)
+    return root
+
+
+def test_picture_files_and_plain_lists_serve_as_well(raw, single, tmp_path):
+    root, stimuli = single, single / "BOLD5000_Stimuli"
+    folder = stimuli / "Scene_Stimuli/Presented_Stimuli"
     shutil.rmtree(stimuli / "Stimuli_Presentation_Lists")
     (stimuli / "CSI1_stim_lists.txt").write_text("\n".join(raw[1]["CSI1"]))
     pack_bold5000(root, tmp_path / "out", subjects=["CSI1"], rois=["LOC"], normalise="scalar")
@@ -161,41 +147,97 @@ def test_what_does_not_fit_is_refused(raw, tmp_path):
         pack_bold5000(root, tmp_path / "x")
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = path
+@pytest.fixture
+def begun(monkeypatch):
+    """What the parts begun so far hold: a subject, or so many pictures; five at a time."""
+    names = []
 
-    def __reduce__(self):
-        return open, (str(self.path), "w")
+    def noting(unit):
+        def noted(*arguments):
+            names.append(arguments[1] if isinstance(arguments[1], str) else len(arguments[1]))
+            unit(*arguments)
 
+        return noted
 
-def test_a_pickle_that_calls_anything_is_refused_before_it_runs(tmp_path):
-    target = tmp_path / "created_by_pickle"
-    for name, value in (("a", {"p": Evil(target)}), ("b", Evil(target))):
-        np.save(tmp_path / name, np.array(value, dtype=object), allow_pickle=True)
-        with pytest.raises(DataError, match="not admitted"):
-            load_npy_dict(tmp_path / f"{name}.npy")
-    assert not target.exists()
-
-
-def test_other_contents_of_the_dictionary_file_are_refused(tmp_path):
-    np.save(tmp_path / "numbers.npy", np.arange(3))
-    np.save(tmp_path / "list.npy", np.array([1, "a"], dtype=object), allow_pickle=True)
-    np.save(tmp_path / "text.npy", np.array({"a": "b"}, dtype=object), allow_pickle=True)
-    good = tmp_path / "good.npy"
-    np.save(good, np.array({"a": np.arange(4, dtype=np.uint8)}, dtype=object), allow_pickle=True)
-    assert load_npy_dict(good)["a"].tolist() == [0, 1, 2, 3]
-    (tmp_path / "cut.npy").write_bytes(good.read_bytes()[:-20])
-    (tmp_path / "junk.npy").write_bytes(b"junk")
-    for name in ("numbers", "list", "text", "cut", "junk", "absent"):
-        with pytest.raises(DataError, match=name):
-            load_npy_dict(tmp_path / f"{name}.npy")
+    monkeypatch.setattr(bold5000_subject, "_PART_PICTURES", 5)
+    for module, unit in ((bold5000, "pack_subject"), (bold5000_subject, "_pack_pictures")):
+        monkeypatch.setattr(module, unit, noting(getattr(module, unit)))
+    return names
 
 
-def test_protocol_two_pickles_written_by_python_2_are_read(tmp_path):
-    value = np.empty((), dtype=object)
-    value[()] = {"a": np.arange(200, 204, dtype=np.uint8)}
-    with open(tmp_path / "old.npy", "wb") as handle:
-        np.lib.format.write_array_header_1_0(handle, {"descr": "|O", "fortran_order": False, "shape": ()})
-        pickle.dump(value, handle, protocol=2)
-    assert load_npy_dict(tmp_path / "old.npy")["a"].tolist() == [200, 201, 202, 203]
+def test_the_number_of_processes_does_not_change_a_byte(raw, single, tmp_path, monkeypatch):
+    monkeypatch.setattr(bold5000_subject, "_PART_PICTURES", 5)
+    for root, layout in ((raw[0], "table"), (single, "files")):
+        for workers in (1, 2):
+            pack_bold5000(root, tmp_path / f"{layout}{workers}", workers=workers)
+        assert contents(tmp_path / f"{layout}1") == contents(tmp_path / f"{layout}2")
+        assert verify(tmp_path / f"{layout}2") == []
+    one, other = Dataset(tmp_path / "table2"), Dataset(tmp_path / "files2")
+    assert one.stimuli == other.stimuli and one.stimuli[-2:] == TESTED[:2]
+    assert len(list(other.folder.glob("images-*.tar"))) == 3 and other.has_picture.all()
+
+
+def test_an_interrupted_pack_goes_on_after_its_finished_parts(single, tmp_path, begun):
+    pack_bold5000(single, tmp_path / "whole", workers=1)
+    assert begun == ["CSI1", "CSI4", 5, 5, 2]
+    path = next(single.rglob("attic4.jpg"))
+    good = path.read_bytes()
+    path.write_bytes(bytes(len(good)))
+
+    def stopped():
+        begun.clear()
+        with pytest.raises(DataError, match=r"attic4\.jpg: not a readable picture"):
+            pack_bold5000(single, tmp_path / "out", workers=1)
+        return begun
+
+    assert stopped() == ["CSI1", "CSI4", 5, 5] and not (tmp_path / "out").exists() and stopped() == [5]
+    path.write_bytes(good)
+    begun.clear()
+    pack_bold5000(single, tmp_path / "out", workers=1)
+    assert begun == [5, 2] and contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_parts_are_made_anew_where_a_file_they_depend_on_has_changed(single, tmp_path, begun):
+    damaged = next(single.rglob("attic4.jpg"))
+    good = damaged.read_bytes()
+    damaged.write_bytes(bytes(len(good)))
+
+    def stopped():
+        begun.clear()
+        with pytest.raises(DataError, match=r"attic4\.jpg"):
+            pack_bold5000(single, tmp_path / "out", workers=1)
+        return begun
+
+    assert stopped() == ["CSI1", "CSI4", 5, 5] and stopped() == [5]
+    betas = next(single.rglob("CSI4*LHLOC.npy"))
+    np.save(betas, np.load(betas) + 1)
+    assert stopped() == ["CSI4", 5]
+    presented = next(single.rglob("CSI1_sess01_run01.txt"))
+    lines = presented.read_text().splitlines()
+    presented.write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
+    assert stopped() == ["CSI1", "CSI4", 5, 5]
+    damaged.write_bytes(good)
+    for name in ("out", "fresh"):
+        pack_bold5000(single, tmp_path / name, workers=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    assert Dataset(tmp_path / "out").stimuli[:2] == [TRAINED[1], TRAINED[0]]
+
+
+def test_pictures_that_the_dictionary_lacks_are_named(raw, tmp_path, begun):
+    root = shutil.copytree(raw[0], tmp_path / "raw")
+    few = {name: pixels for name, pixels in raw[2].items() if name != "attic4.jpg"}
+    np.save(root / "BOLD5000_Stimuli/Scene_Stimuli/Presented_Stimuli/img_dict.npy", few, allow_pickle=True)
+    with pytest.raises(DataError, match=r"1 of 12 pictures are missing, first attic4\.jpg"):
+        pack_bold5000(root, tmp_path / "out", workers=1)
+    assert begun == ["CSI1", "CSI4"] and not (tmp_path / "out").exists()
+    begun.clear()
+    with pytest.raises(DataError, match="1 of 12 pictures are missing"):
+        pack_bold5000(root, tmp_path / "out", workers=1)
+    assert begun == []
+
+
+def test_the_command_takes_a_number_of_processes(raw, tmp_path, cadiff):
+    pack_bold5000(raw[0], tmp_path / "one", workers=1)
+    code, out, _ = cadiff("pack", "bold5000", raw[0], tmp_path / "two", "--workers", "2", "--json")
+    assert code == 0 and json.loads(out)["subjects"] == ["CSI1", "CSI4"]
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")

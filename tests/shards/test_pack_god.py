@@ -1,14 +1,16 @@
-"""GOD: pairing, text ids, train-only statistics, stimulus-disjoint splits, and clear refusals."""
+"""GOD: pairing, text ids, train-only statistics, stimulus-disjoint splits, parts, and clear refusals."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+from packed_folder import contents
 
 from cadiff.errors import ConfigError, DataError
+from cadiff.shards import god
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.god import pack_god
-from cadiff.shards.god_stimuli import read_stimuli
 from cadiff.shards.verify import verify
 
 
@@ -151,25 +153,6 @@ def test_files_that_do_not_fit_are_refused(broken, tmp_path, change, message):
     assert not (tmp_path / "x").exists()
 
 
-def test_labels_must_have_classes_and_be_unique(broken, tmp_path):
-    labels = broken / "imagenet_testing_label.csv"
-    good = labels.read_text()
-    for text, message in (
-        ("1443537.022563\n1443537.022563\n", "expected each once"),
-        ("9999999.000001\n", "1 categories are not in imagenet_class_index.json, first n09999999"),
-        ("1518878.010042\n", "listed for training and for test"),
-        ("id\n", "expected a stimulus number"),
-        ("", "expected each once"),
-    ):
-        labels.write_text(text)
-        with pytest.raises(DataError, match=message):
-            read_stimuli(broken)
-    labels.write_text(good)
-    (broken / "imagenet_class_index.json").write_text('{"0": ["n01518878"]}')
-    with pytest.raises(DataError, match="expected a dictionary of entries"):
-        read_stimuli(broken)
-
-
 def test_missing_files_of_the_release_are_config_errors(broken, tmp_path):
     for name in ("imagenet_testing_label.csv", "imagenet_class_index.json", "images_256.npz"):
         kept = (broken / name).read_bytes()
@@ -178,14 +161,6 @@ def test_missing_files_of_the_release_are_config_errors(broken, tmp_path):
             pack_god(broken, tmp_path / "x")
         (broken / name).write_bytes(kept)
     assert not (tmp_path / "x").exists()
-
-
-def test_a_class_name_used_twice_gets_its_id(broken):
-    import json
-
-    table = json.loads((broken / "imagenet_class_index.json").read_text())
-    (broken / "imagenet_class_index.json").write_text(json.dumps({k: [e[0], "crane"] for k, e in table.items()}))
-    assert read_stimuli(broken)["train"].labels[0] == "crane (n01518878)"
 
 
 def test_pictures_must_fit_the_labels(broken, tmp_path):
@@ -208,15 +183,70 @@ def test_wrong_folders_subjects_and_options_are_config_errors(god_files, tmp_pat
             pack_god(**{"root": god_files, "out": tmp_path / "x", **options})
 
 
-def test_the_real_label_files_are_read_as_text(realdata, tmp_path):
-    import json
+@pytest.fixture
+def begun(monkeypatch):
+    """What the parts begun so far hold: a subject, or one half of the pictures."""
+    names = []
 
-    for half, name in (("training", "training"), ("testing", "test")):
-        shutil.copy(realdata / f"god/imageID_{name}.csv", tmp_path / f"imagenet_{half}_label.csv")
-    lines = [(tmp_path / f"imagenet_{half}_label.csv").read_text().splitlines() for half in ("training", "testing")]
-    wnids = sorted({f"n{int(line.split('.')[0]):08d}" for line in lines[0] + lines[1]})
-    (tmp_path / "imagenet_class_index.json").write_text(json.dumps({i: [w, w] for i, w in enumerate(wnids)}))
-    stimuli = read_stimuli(tmp_path)
-    assert (len(stimuli["train"].ids), len(stimuli["test"].ids)) == (1200, 50)
-    assert len(set(stimuli["train"].labels)) == 150 and not set(stimuli["train"].labels) & set(stimuli["test"].labels)
-    assert "1621127.019020" in stimuli["test"].ids
+    def noting(unit):
+        def noted(*arguments):
+            names.append(arguments[-2])
+            unit(*arguments)
+
+        return noted
+
+    for unit in ("pack_subject", "pack_pictures"):
+        monkeypatch.setattr(god, unit, noting(getattr(god, unit)))
+    return names
+
+
+def test_the_number_of_processes_does_not_change_a_byte(god_files, tmp_path):
+    for name, workers in (("one", 1), ("two", 2)):
+        pack_god(god_files, tmp_path / name, test="averaged+trials", workers=workers)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") and verify(tmp_path / "two") == []
+
+
+def test_an_interrupted_pack_goes_on_after_its_finished_parts(broken, tmp_path, begun):
+    pack_god(broken, tmp_path / "whole", workers=1)
+    assert begun == ["sbj_1", "sbj_2", "train", "test"]
+    good = (broken / "sbj_2.npz").read_bytes()
+    (broken / "sbj_2.npz").write_bytes(bytes(len(good)))
+    begun.clear()
+    with pytest.raises(DataError, match=r"sbj_2\.npz: not a readable"):
+        pack_god(broken, tmp_path / "out", workers=1)
+    assert begun == ["sbj_1", "sbj_2"] and not (tmp_path / "out").exists()
+    (broken / "sbj_2.npz").write_bytes(good)
+    begun.clear()
+    pack_god(broken, tmp_path / "out", workers=1)
+    assert begun == ["sbj_2", "train", "test"] and contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_parts_are_made_anew_where_a_file_they_depend_on_has_changed(broken, tmp_path, begun):
+    images = dict(np.load(broken / "images_256.npz"))
+    edit(broken / "images_256.npz", test_images=images["test_images"] * 999)
+
+    def stopped():
+        begun.clear()
+        with pytest.raises(DataError, match=r"expected 0\.\.1 or 0\.\.255"):
+            pack_god(broken, tmp_path / "out", workers=1)
+        return begun
+
+    assert stopped() == ["sbj_1", "sbj_2", "train", "test"] and stopped() == ["test"]
+    edit(broken / "sbj_1.npz", arr_2=np.load(broken / "sbj_1.npz")["arr_2"] + 1)
+    assert stopped() == ["sbj_1", "test"]
+    labels = broken / "imagenet_testing_label.csv"
+    lines = labels.read_text().splitlines(keepends=True)
+    labels.write_text("".join([lines[1], lines[0], *lines[2:]]))
+    assert stopped() == ["sbj_1", "sbj_2", "train", "test"]
+    np.savez(broken / "images_256.npz", **images)
+    begun.clear()
+    pack_god(broken, tmp_path / "out", workers=1)
+    assert begun == ["train", "test"]  # the pictures are in one file
+    assert Dataset(tmp_path / "out").stimuli[6:8] == ["1943899.024131", "1443537.022563"]
+
+
+def test_the_command_takes_a_number_of_processes(god_files, tmp_path, cadiff):
+    pack_god(god_files, tmp_path / "one", workers=1)
+    code, out, _ = cadiff("pack", "god", god_files, tmp_path / "two", "--workers", "2", "--json")
+    assert code == 0 and json.loads(out)["samples"] == {"train": 20, "val": 4, "test": 8}
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -4,38 +4,20 @@ import shutil
 
 import numpy as np
 import pytest
+from hcp_world import CLEAN, V1, frames_of
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.hcp import pack_hcp
 from cadiff.shards.hcp_runs import find_runs
-from cadiff.shards.mmp import roi_columns
 from cadiff.shards.verify import verify
 from cadiff.shards.zarr_store import open_scans
-
-V1 = roi_columns("V1")
-CLEAN = "_Atlas_MSMAll_hp2000_clean.dtseries.nii"
-
-
-@pytest.fixture(scope="module")
-def packed(release, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out") / "hcp"
-    heard = []
-    summary = pack_hcp(release, out, roi="V1", val_fraction=0.3, progress=lambda *a: heard.append(a))
-    assert ("packing", 1, 1) in heard
-    return summary, Dataset(out)
 
 
 def z(frames_TV):
     with np.errstate(invalid="ignore"):
         scaled_TV = (frames_TV - frames_TV.mean(0)) / frames_TV.std(0)
     return np.nan_to_num(scaled_TV)
-
-
-def frames_of(run, columns_V):
-    import nibabel as nib
-
-    return np.asarray(nib.load(run.path).dataobj, np.float64)[:, columns_V]
 
 
 def test_windows_follow_the_papers_steps(release, packed):
@@ -64,7 +46,7 @@ def test_subjects_are_split_never_shared(packed):
 
 def test_a_run_is_reported_with_what_is_in_it(packed):
     summary, ds = packed
-    told = summary["notes"]["runs"]["100001/rfMRI_REST1_LR"]
+    told = dict(summary["notes"]["runs"]["100001/rfMRI_REST1_LR"])
     assert told.pop("tr_s") == pytest.approx(0.72)
     assert told == {
         "frames": 45,
@@ -72,9 +54,9 @@ def test_a_run_is_reported_with_what_is_in_it(packed):
         "windows": 4,
         "flat": 1,
         "not_finite": 0,
-        "version": "_Atlas_MSMAll_hp2000_clean",
+        "version": CLEAN,
     }
-    assert summary["notes"]["versions"] == {"_Atlas_MSMAll_hp2000_clean": 6}
+    assert summary["notes"]["versions"] == {CLEAN: 6}
     assert ds.array("100001", "flat", "rfMRI_REST1_LR").tolist() == [3]
     told = ds.describe(5)
     assert (told["session"], told["run"], told["start"], told["frames"]) == ("3T", "tfMRI_WM_RL", 10, 10)

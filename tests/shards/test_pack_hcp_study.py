@@ -1,15 +1,15 @@
 """A whole study of HCP runs: splits by family, the paper's recipe, parts and processes, interruptions, the command."""
 
-import hashlib
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
+from hcp_world import CLEAN, V1, frames_of
+from packed_folder import contents
 
 from cadiff.errors import ConfigError, DataError
-from cadiff.launch.cli import main
 from cadiff.shards import hcp
 from cadiff.shards.cifti import read_header
 from cadiff.shards.dataset import Dataset
@@ -18,32 +18,6 @@ from cadiff.shards.hcp_runs import find_runs
 from cadiff.shards.mmp import roi_columns
 from cadiff.shards.verify import verify
 from cadiff.shards.voxels import padded_width
-
-V1 = roi_columns("V1")
-CLEAN = "_Atlas_MSMAll_hp2000_clean.dtseries.nii"
-
-
-@pytest.fixture(scope="module")
-def packed(release, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out") / "hcp"
-    heard = []
-    summary = pack_hcp(release, out, roi="V1", val_fraction=0.3, progress=lambda *a: heard.append(a))
-    assert ("packing", 1, 1) in heard
-    return summary, Dataset(out)
-
-
-def frames_of(run, columns_V):
-    import nibabel as nib
-
-    return np.asarray(nib.load(run.path).dataobj, np.float64)[:, columns_V]
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def test_one_subject_is_split_at_the_end_of_each_run(release, tmp_path):
@@ -153,15 +127,15 @@ def test_the_papers_recipe_is_the_specifications(tmp_path, write_dtseries):
     for subject, frames in (("100206", 47), ("100307", 60)):
         values = (1e4 + 80 * rng.normal(size=(frames, 59412))).astype(np.float32)
         values[:, areas[1][4]] = 8000
-        write_dtseries(tmp_path / "raw" / f"{subject}_rfMRI_REST1_LR{CLEAN}", values)
-    other = tmp_path / "raw" / "100307_rfMRI_REST2_LR_Atlas_MSMAll_hp2000_clean.dtseries.nii"
+        write_dtseries(tmp_path / "raw" / f"{subject}_rfMRI_REST1_LR{CLEAN}.dtseries.nii", values)
+    other = tmp_path / "raw" / f"100307_rfMRI_REST2_LR{CLEAN}.dtseries.nii"
     other.write_bytes(b"not asked for")
     (tmp_path / "raw" / "100408_rfMRI_REST1_LR_Atlas_MSMAll.dtseries.nii").write_bytes(b"not cleaned")
     summary = pack_hcp(tmp_path / "raw", tmp_path / "out", preset="paper", val_fraction=0)
     assert summary["dropped"] == [
         {
             "what": "100408/rfMRI_REST1_LR",
-            "why": "no version _Atlas_MSMAll_hp2000_clean of this run, only _Atlas_MSMAll",
+            "why": f"no version {CLEAN} of this run, only _Atlas_MSMAll",
         }
     ]
     ds = Dataset(tmp_path / "out")
@@ -200,13 +174,7 @@ def test_names_that_become_one_in_the_archive_are_refused(tmp_path, write_dtseri
     )
 
 
-def test_the_command_line_names_every_option(release, tmp_path, capsys):
-    def cadiff(*words):
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
-        heard = capsys.readouterr()
-        return stop.value.code or 0, heard.out, heard.err
-
+def test_the_command_line_names_every_option(cadiff, release, tmp_path):
     (tmp_path / "ids").write_text("PRE 100001/\n       PRE 100002/\n")
     order = ["pack", "hcp", release, tmp_path / "out", "--subjects", tmp_path / "ids", "--roi", "V1", "--window", "1"]
     order += ["--runs", "rfMRI*", "--version", "_Atlas_*clean", "--dtype", "int8", "--no-scans", "--workers", "1"]

@@ -1,10 +1,14 @@
-"""Folders of pictures: labels by file or folder, honest splits, undecodable files named."""
+"""Folders of pictures: labels by file or folder, honest splits, undecodable files named; packing in parts."""
+
+import json
 
 import numpy as np
 import pytest
+from packed_folder import contents
 from PIL import Image
 
 from cadiff.errors import ConfigError, DataError
+from cadiff.shards import images
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.images import pack_images
 from cadiff.shards.pictures import decode_square, encode_png, read_picture, to_uint8
@@ -99,6 +103,70 @@ def test_the_same_picture_in_two_splits_is_refused_and_in_one_is_noted(album, tm
     (album / "labels.csv").write_text(f"{lines}train\n")
     summary = pack_images(album, tmp_path / "out", val_fraction=0)
     assert summary["notes"] == {"duplicates": {"dog/copy.jpg": "cat/01.jpg"}} and summary["samples"]["train"] == 13
+
+
+def test_slices_and_processes_change_nothing(album, tmp_path, monkeypatch, cadiff):
+    pack_images(album, tmp_path / "whole")
+    monkeypatch.setattr(images, "SLICE", 5)
+    pack_images(album, tmp_path / "one", workers=1)
+    code, told, _ = cadiff("pack", "images", album, tmp_path / "two", "--workers", 2, "--json")
+    assert code == 0 and json.loads(told)["samples"] == {"train": 11, "val": 1, "test": 0}
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") and verify(tmp_path / "two") == []
+    one, whole = Dataset(tmp_path / "one"), Dataset(tmp_path / "whole")
+    assert [len(list(ds.folder.glob("images-*.tar"))) for ds in (one, whole)] == [3, 1]
+    assert (one.stimuli, one.classes) == (whole.stimuli, whole.classes)
+    np.testing.assert_array_equal(one.table.split, whole.table.split)
+    np.testing.assert_array_equal(one.images(np.arange(12), 16), whole.images(np.arange(12), 16))
+
+
+def test_an_interrupted_pack_goes_on_and_makes_parts_of_changed_files_anew(album, tmp_path, monkeypatch):
+    begun, pack_slice = [], images.pack_slice
+
+    def noted(*arguments):
+        begun.append(arguments[-2][0].name)
+        pack_slice(*arguments)
+
+    def stopped():
+        begun.clear()
+        with pytest.raises(DataError, match=r"dog/08\.jpg: not a readable picture"):
+            pack_images(album, tmp_path / "out")
+        return begun
+
+    monkeypatch.setattr(images, "SLICE", 3)
+    monkeypatch.setattr(images, "pack_slice", noted)
+    changing, broken, labels = album / "cat" / "11.jpg", album / "dog" / "08.jpg", album / "labels.csv"
+    good, before = broken.read_bytes(), changing.read_bytes()
+    broken.write_bytes(bytes(len(good)))
+    changing.write_bytes(before + b"1")
+    labels.write_text("file,label,split\n01.jpg,owl,train\n")
+    everything = ["cat/01.jpg", "cat/07.jpg", "dog/00.png", "dog/06.png"]
+    assert stopped() == everything and stopped() == everything[3:]
+    changing.write_bytes(before + b"2")
+    assert stopped() == ["cat/07.jpg", "dog/06.png"]
+    labels.write_text("file,label,split\n01.jpg,fox,train\n")
+    assert stopped() == everything
+    broken.write_bytes(good)
+    begun.clear()
+    pack_images(album, tmp_path / "out")
+    assert begun == ["dog/06.png"] and Dataset(tmp_path / "out").classes == ["fox"]
+    pack_images(album, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_the_same_picture_in_two_slices_is_found(album, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "SLICE", 2)
+    (album / "dog" / "text.jpg").write_bytes(b"no picture")
+    (album / "cat" / "text.jpg").write_bytes(b"no picture")  # left out, so that its twin in another split is no leak
+    (album / "dog" / "twin.jpg").write_bytes((album / "cat" / "01.jpg").read_bytes())
+    lines = "file,label,split\ncat/text.jpg,x,train\ndog/text.jpg,x,val\ncat/01.jpg,x,val\ndog/twin.jpg,x,"
+    (album / "labels.csv").write_text(f"{lines}train\n")
+    with pytest.raises(ConfigError, match=r"dog/twin\.jpg \(train\) and cat/01\.jpg \(val\) are the same picture"):
+        pack_images(album, tmp_path / "out", val_fraction=0, skip_bad=True, workers=2)
+    assert not (tmp_path / "out").exists()
+    (album / "labels.csv").write_text(f"{lines}val\n")
+    summary = pack_images(album, tmp_path / "out", val_fraction=0, skip_bad=True, workers=2)
+    assert summary["notes"] == {"duplicates": {"dog/twin.jpg": "cat/01.jpg"}}
+    assert [entry["what"] for entry in summary["dropped"]] == ["cat/text.jpg", "dog/text.jpg"]
 
 
 def test_an_undecodable_file_is_named_or_skipped(album, tmp_path, caplog):

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from packed_folder import contents
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards import tars
@@ -34,10 +35,6 @@ def pack(out, options=None, sources=None, how=fill):
         how(pack)
 
     return pack_folder(out, "table", options or {"o": 1}, sources or {}, split_within_runs, silent)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):

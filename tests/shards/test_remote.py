@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from remote_world import CAP, DATA, digest, get, kept, served, temporary, wait_until
+from remote_world import CAP, DATA, digest, get, kept, temporary, wait_until
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.remote import DELAYS_S, Remote, is_url
@@ -24,13 +24,6 @@ print("ready", flush=True)
 sys.stdin.readline()
 print(Remote(url, Path(cache), 10**9).file("a.tar", int(size), digest).read_bytes().hex())
 """
-
-
-@pytest.fixture
-def site(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with served() as site:
-        yield site
 
 
 def start(site, cache: Path) -> subprocess.Popen:
@@ -116,6 +109,32 @@ def test_after_the_last_try_the_error_says_what_was_expected(fault, site, naps, 
         get(Remote(site.url, tmp_path, CAP), "a.tar", DATA)
     assert naps == list(DELAYS_S) == [0.5, 1, 2, 4, 8] and site.events.count("get a.tar") == 6
     assert not kept(tmp_path) and not temporary(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+@pytest.mark.parametrize("found", [DATA[::-1], DATA[:-1], DATA + b"x"])
+def test_what_lies_here_and_differs_is_not_read_again(scheme, found, naps, tmp_path, caplog):
+    url = f"{scheme}://{tmp_path}/far"
+    far = fsspec.filesystem(scheme)
+    far.makedirs(url)
+    far.pipe_file(f"{url}/a.tar", found)
+    with pytest.raises(DataError, match=rf"{url}/a\.tar: found .*; expected 10,240 bytes .*`cadiff shards repair"):
+        get(Remote(url, tmp_path / "cache", CAP), "a.tar", DATA)
+    assert naps == [] and not caplog.records and not temporary(tmp_path / "cache")
+
+
+def test_what_lies_here_and_cannot_be_read_is_tried_again(naps, tmp_path, monkeypatch):
+    (tmp_path / "a.tar").write_bytes(DATA)
+    opened, stale = fsspec.filesystem("file").__class__.open, [OSError(116, "Stale file handle")] * 2
+
+    def opens(self, *args, **how):
+        if stale:
+            raise stale.pop()
+        return opened(self, *args, **how)
+
+    monkeypatch.setattr(fsspec.filesystem("file").__class__, "open", opens)
+    assert get(Remote(f"file://{tmp_path}", tmp_path / "cache", CAP), "a.tar", DATA) == DATA
+    assert naps == [0.5, 1.0]
 
 
 def test_a_server_that_does_not_answer_is_tried_again_too(site, naps, tmp_path):

@@ -5,17 +5,10 @@ import resource
 import threading
 
 import pytest
-from remote_world import CAP, DATA, digest, get, kept, served, temporary, wait_until
+from remote_world import CAP, DATA, digest, get, kept, temporary, wait_until
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.remote import Remote, cache_folder
-
-
-@pytest.fixture
-def site(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with served() as site:
-        yield site
 
 
 @pytest.fixture

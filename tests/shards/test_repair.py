@@ -5,11 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from packed_folder import contents, flip, reindex, reseal
 
 from cadiff.errors import ConfigError, DataError
-from cadiff.files import sha256
 from cadiff.shards.dataset import Dataset
-from cadiff.shards.manifest import manifest_checksum
 from cadiff.shards.pictures import encode_png
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import make_records, silent
@@ -44,17 +43,6 @@ def damaged(sound, tmp_path):
     return shutil.copytree(sound, tmp_path / "set")
 
 
-def flip(path, *places):
-    data = bytearray(path.read_bytes())
-    for place in places:
-        data[place] ^= 255
-    path.write_bytes(bytes(data))
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def rows_of(folder, block, row):
     """The byte where a row of a block begins."""
     return int(Dataset(folder).blocks["offset"][block]) + row * 60
@@ -80,13 +68,7 @@ def test_a_quick_check_finds_sizes_and_the_index_only(damaged):
 
 
 def test_a_wrong_row_checksum_in_the_index_is_found(damaged):
-    arrays = dict(np.load(damaged / "index.npz"))
-    arrays["sample_crc32c"][70] = 5
-    np.savez(damaged / "index.npz", **arrays)
-    manifest = json.loads((damaged / "manifest.json").read_text())
-    next(entry for entry in manifest["files"] if entry["path"] == "index.npz")["sha256"] = sha256(damaged / "index.npz")
-    manifest["checksum"] = manifest_checksum(manifest)
-    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    reindex(damaged, lambda arrays: arrays["sample_crc32c"].put(70, 5))
     assert [problem.split(": ", 1)[1] for problem in verify(damaged)] == [
         f"block 1 at byte {rows_of(damaged, 1, 0):,}: the index has other checksums for its rows."
     ]
@@ -145,10 +127,7 @@ def test_a_lost_manifest_is_restored_only_if_everything_else_agrees(sound, damag
 
 
 def test_a_manifest_that_reads_well_but_lists_a_wrong_hash_is_restored(sound, damaged):
-    manifest = json.loads((damaged / "manifest.json").read_text())
-    manifest["files"][0]["sha256"] = manifest["files"][0]["sha256"][::-1]
-    manifest["checksum"] = manifest_checksum(manifest)
-    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    reseal(damaged, lambda manifest: manifest["files"][0].update(sha256=manifest["files"][0]["sha256"][::-1]))
     assert any("sha256" in problem for problem in verify(damaged))
     told = repair_from(damaged, sound)
     assert told["replaced"] == ["manifest.json"] and contents(damaged) == contents(sound)

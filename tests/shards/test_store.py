@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from packed_folder import flip
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.address import AddressRange
@@ -30,14 +31,6 @@ def pack(folder, dtype="float16"):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return pack(tmp_path_factory.mktemp("store") / "set")
-
-
-def flip(path, offset):
-    with open(path, "rb+") as handle:
-        handle.seek(offset)
-        byte = handle.read(1)[0]
-        handle.seek(offset)
-        handle.write(bytes([byte ^ 16]))
 
 
 @pytest.mark.parametrize("dtype,error", [("float16", 2e-3), ("float32", 0), ("int16", 1e-4), ("int8", 2e-2)])
@@ -112,7 +105,6 @@ def test_a_cache_in_memory_gives_the_same_rows_without_the_files(folder, tmp_pat
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_cache_on_the_gpu_gives_the_same_rows(folder):
     ds = Dataset(folder)
     expected = ds.signals(np.arange(2 * ROWS), 64)

@@ -156,6 +156,5 @@ def test_leaving_early_stops_the_prefetch_thread(ds):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_batches_are_pinned_where_there_is_a_gpu(ds):
     assert next(make(ds).iterate(0, 1))[2]["signal"].is_pinned()

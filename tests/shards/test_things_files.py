@@ -5,22 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from things_world import build, copy_first, rewrite
+from things_world import rewrite
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.synthetic.things_files import write_fixed, write_table
 from cadiff.shards.things import pack_things
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    root = tmp_path_factory.mktemp("things")
-    return root, build(root)
-
-
-@pytest.fixture
-def damaged(raw, tmp_path):
-    return copy_first(raw[0], tmp_path)
 
 
 class Evil:
@@ -31,14 +20,14 @@ class Evil:
         return open, (str(self.path), "w")
 
 
-def test_pickled_names_are_never_loaded(damaged):
+def test_pickled_names_are_never_loaded(things_copy):
     import h5py
 
-    target = damaged / "created_by_pickle"
-    with h5py.File(damaged / "sub-01_ResponseData.h5", "r+") as file:
+    target = things_copy / "created_by_pickle"
+    with h5py.File(things_copy / "sub-01_ResponseData.h5", "r+") as file:
         for key in ("axis0", "block0_items"):
             file["ResponseData"][key][0] = np.frombuffer(pickle.dumps(Evil(target)), dtype=np.uint8)
-    assert pack_things(damaged, damaged / "out")["samples"]["test"] == 3
+    assert pack_things(things_copy, things_copy / "out")["samples"]["test"] == 3
     assert not target.exists()
 
 
@@ -60,35 +49,35 @@ def infinite(betas):
         (lambda path, betas: path.write_bytes(b"junk"), "not a readable HDF5 file"),
     ],
 )  # fmt: skip
-def test_responses_that_do_not_fit_are_refused(raw, damaged, spoil, said):
-    spoil(damaged / "sub-01_ResponseData.h5", raw[1]["sub-01"].copy())
+def test_responses_that_do_not_fit_are_refused(things_files, things_copy, spoil, said):
+    spoil(things_copy / "sub-01_ResponseData.h5", things_files[1]["sub-01"].copy())
     with pytest.raises(DataError, match=said) as refused:
-        pack_things(damaged, damaged / "out", roi="all")
+        pack_things(things_copy, things_copy / "out", roi="all")
     assert "sub-01_ResponseData.h5" in str(refused.value) and "\n" not in str(refused.value)
-    assert not list(damaged.glob("*out*"))
+    assert not list(things_copy.glob("*out*"))
 
 
-def test_hdf5_that_points_elsewhere_or_holds_no_frame_is_refused(raw, damaged):
+def test_hdf5_that_points_elsewhere_or_holds_no_frame_is_refused(things_files, things_copy):
     import h5py
 
-    path, secret = damaged / "sub-01_ResponseData.h5", damaged / "secret.bin"
-    betas = raw[1]["sub-01"]
+    path, secret = things_copy / "sub-01_ResponseData.h5", things_copy / "secret.bin"
+    betas = things_files[1]["sub-01"]
     betas.tofile(secret)
     with h5py.File(path, "r+") as file:
         del file["ResponseData/block0_values"]
         layout = {"shape": betas.shape, "dtype": "f8", "external": [(str(secret), 0, h5py.h5f.UNLIMITED)]}
         file["ResponseData"].create_dataset("block0_values", **layout)
     with pytest.raises(DataError, match="points to another file"):
-        pack_things(damaged, damaged / "out")
-    write_fixed(damaged / "other.h5", betas)
+        pack_things(things_copy, things_copy / "out")
+    write_fixed(things_copy / "other.h5", betas)
     with h5py.File(path, "w") as file:
-        file["ResponseData"] = h5py.ExternalLink(str(damaged / "other.h5"), "ResponseData")
+        file["ResponseData"] = h5py.ExternalLink(str(things_copy / "other.h5"), "ResponseData")
     with pytest.raises(DataError, match="points to another file"):
-        pack_things(damaged, damaged / "out")
+        pack_things(things_copy, things_copy / "out")
     with h5py.File(path, "w") as file:
         file.create_group("other")
     with pytest.raises(DataError, match=r"0 pandas frames \(other\)"):
-        pack_things(damaged, damaged / "out")
+        pack_things(things_copy, things_copy / "out")
 
 
 def first_test(rows):
@@ -124,15 +113,15 @@ def both_trial_types(rows):
         ("Voxel", lambda rows: rows[7].update(voxel_x="left", V1="1"), "line 9: voxel_x: 'left'"),
     ],
 )  # fmt: skip
-def test_tables_that_do_not_fit_are_refused(damaged, table, change, said):
-    rewrite(damaged / f"sub-01_{table}Metadata.csv", change)
+def test_tables_that_do_not_fit_are_refused(things_copy, table, change, said):
+    rewrite(things_copy / f"sub-01_{table}Metadata.csv", change)
     with pytest.raises(DataError, match=said) as refused:
-        pack_things(damaged, damaged / "out", roi=["V1", "V2", "LOC"])
+        pack_things(things_copy, things_copy / "out", roi=["V1", "V2", "LOC"])
     assert "sub-01_" in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_stimulus_that_tests_one_subject_and_trains_another_is_refused(raw, tmp_path):
-    shutil.copytree(raw[0] / "betas_csv", tmp_path, dirs_exist_ok=True)
+def test_a_stimulus_that_tests_one_subject_and_trains_another_is_refused(things_files, tmp_path):
+    shutil.copytree(things_files[0] / "betas_csv", tmp_path, dirs_exist_ok=True)
     swap = {"thing0_04s.jpg": "thing0_04s.jpg.tmp", "thing0_01s.jpg": "thing0_04s.jpg"}
     rewrite(
         tmp_path / "sub-02_StimulusMetadata.csv",
@@ -142,22 +131,22 @@ def test_a_stimulus_that_tests_one_subject_and_trains_another_is_refused(raw, tm
         pack_things(tmp_path, tmp_path / "out")
 
 
-def test_what_is_missing_is_named(raw, damaged, tmp_path):
-    pictures = shutil.copytree(raw[0] / "object_images", tmp_path / "pictures")
+def test_what_is_missing_is_named(things_files, things_copy, tmp_path):
+    pictures = shutil.copytree(things_files[0] / "object_images", tmp_path / "pictures")
     (pictures / "thing2/thing2_01s.jpg").unlink()
     with pytest.raises(DataError, match=r"1 of 21 pictures are missing, first .*thing2/thing2_01s\.jpg"):
-        pack_things(damaged, damaged / "out", images=pictures)
+        pack_things(things_copy, things_copy / "out", images=pictures)
     with pytest.raises(ConfigError, match="no such folder"):
-        pack_things(damaged, damaged / "out", images=tmp_path / "nowhere")
+        pack_things(things_copy, things_copy / "out", images=tmp_path / "nowhere")
     for option in ({"subjects": ["sub-09"]}, {"normalise": "no"}, {"test": "no"}, {"min_noise_ceiling": -1.0}):
         with pytest.raises(ConfigError):
-            pack_things(raw[0], damaged / "out", **option)
+            pack_things(things_files[0], things_copy / "out", **option)
     with pytest.raises(ConfigError, match=r"no sub-<k>_ResponseData\.h5"):
-        pack_things(tmp_path / "pictures", damaged / "out")
-    path = damaged / "sub-01_VoxelMetadata.csv"
+        pack_things(tmp_path / "pictures", things_copy / "out")
+    path = things_copy / "sub-01_VoxelMetadata.csv"
     path.write_text(path.read_text().replace("nc_testset", "ncx"))
     with pytest.raises(DataError, match="no column nc_testset"):
-        pack_things(damaged, damaged / "out")
+        pack_things(things_copy, things_copy / "out")
     path.unlink()
     with pytest.raises(ConfigError, match=r"sub-01_VoxelMetadata\.csv: missing"):
-        pack_things(damaged, damaged / "out")
+        pack_things(things_copy, things_copy / "out")

@@ -1,7 +1,6 @@
 """A tiny THINGS-fMRI that the tests of its packer share, and ways to spoil it."""
 
 import csv
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,6 @@ def build(root: Path) -> dict[str, np.ndarray]:
     responses = write_things(root / "betas_csv", PLAN)
     write_pictures(root / "object_images", PLAN, 16)
     return responses
-
-
-def copy_first(root: Path, folder: Path) -> Path:
-    """The first subject's files alone, to be spoilt."""
-    for path in (root / "betas_csv").glob("sub-01_*"):
-        shutil.copy(path, folder / path.name)
-    return folder
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -82,6 +82,7 @@ class _Person:
             split = "val" if self.subject == "100002" else "train"
             told = {"start": list(range(0, 24, 2)), "frames": 2}
             pack.add(make_records(self.subject, run, frames.reshape(12, 2, 30).mean(1), split, **told))
+        scans.list_files()
 
 
 def delivered(ds: Dataset) -> list[tuple]:

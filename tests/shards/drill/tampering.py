@@ -10,9 +10,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-
-from cadiff.files import sha256
-from cadiff.shards.manifest import manifest_checksum
+import packed_folder
 
 TRILLION = 10**12
 
@@ -23,23 +21,14 @@ def any_file(folder: Path) -> set[str]:
 
 def reseal(folder: Path, change=lambda manifest: None) -> set[str]:
     """Change the manifest and let every size and hash in it agree with the files that are there."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for entry in manifest["files"]:
-        file = folder / entry["path"]
-        entry.update(bytes=file.stat().st_size, sha256=sha256(file))
-    change(manifest)
-    manifest["checksum"] = manifest_checksum(manifest)
-    path.write_text(json.dumps(manifest))
+    manifest = packed_folder.reseal(folder, change)
     listed = [*manifest.get("files", []), manifest.get("scans") or {"path": "index.npz"}]
     return any_file(folder) | {entry["path"] for entry in listed}
 
 
 def reindex(folder: Path, change) -> set[str]:
     """Change arrays of the index, and let its hash agree."""
-    arrays = dict(np.load(folder / "index.npz"))
-    change(arrays)
-    np.savez(folder / "index.npz", **arrays)
+    packed_folder.reindex(folder, change)
     return reseal(folder)
 
 

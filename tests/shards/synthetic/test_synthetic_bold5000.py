@@ -1,7 +1,6 @@
 """Simulated BOLD5000 files: betas, picture dictionary and presentation lists in the published form."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from cadiff.shards.synthetic.bold5000_files import presented
 
 BETAS = "bold5000/BOLD5000_GLMsingle_ROI_betas/py"
 STIMULI = "bold5000/BOLD5000_Stimuli"
-REAL = Path(__file__).parents[4] / "shared/realdata/bold5000/official_scripts/Subject_Img_Lists/Subj01/Sess01"
 NAME = re.compile(r"(rep_)?(n\d{8}_\d+\.JPEG|COCO_train2014_\d{12}\.jpg|[a-zA-Z_]+\d*\.(jpg|jpeg))")
 
 
@@ -38,9 +36,9 @@ def test_names_have_the_three_published_styles(lines):
     assert {line.removeprefix("rep_")[:4] == "COCO" for line in lines} == {True, False}
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f"no real lists at {REAL}")
-def test_real_lists_have_the_same_styles():
-    real = [line for path in sorted(REAL.glob("*.txt")) for line in path.read_text().split()]
+def test_real_lists_have_the_same_styles(realdata):
+    folder = realdata / "bold5000/official_scripts/Subject_Img_Lists/Subj01/Sess01"
+    real = [line for path in sorted(folder.glob("*.txt")) for line in path.read_text().split()]
     assert all(NAME.fullmatch(line) for line in real)
     assert any(line.startswith("rep_") for line in real)
 

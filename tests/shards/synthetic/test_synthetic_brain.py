@@ -1,12 +1,12 @@
 """The entry point: same bytes from the same specification, restarts, refusals, progress and markers."""
 
-import hashlib
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from packed_folder import contents
 from PIL import Image
 from pydantic import ValidationError
 
@@ -14,18 +14,10 @@ from cadiff.errors import ConfigError
 from cadiff.shards.synthetic.brain import PARTS, BrainSpec, simulate, spec_hash
 
 
-def fingerprints(root):
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
-
-
 def test_the_same_specification_gives_the_same_bytes_in_any_order(study, tiny_spec, tmp_path):
     for part in reversed(PARTS):
         simulate(tmp_path, tiny_spec, [part])
-    assert fingerprints(tmp_path) == fingerprints(study)
+    assert contents(tmp_path) == contents(study)
 
 
 def test_another_process_writes_the_same_bytes(study, tiny_spec, tmp_path):
@@ -34,10 +26,8 @@ def test_another_process_writes_the_same_bytes(study, tiny_spec, tmp_path):
         "simulate(sys.argv[1], BrainSpec.model_validate_json(sys.argv[2]), ['god', 'bold5000'])"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path), tiny_spec.model_dump_json()], check=True)
-    expected = {
-        name: value for name, value in fingerprints(study).items() if "hcp" not in name and "images/" not in name
-    }
-    assert fingerprints(tmp_path) == expected
+    expected = {name: value for name, value in contents(study).items() if "hcp" not in name and "images/" not in name}
+    assert contents(tmp_path) == expected
 
 
 def test_another_seed_gives_other_data(study, tiny_spec, tmp_path):
@@ -94,8 +84,8 @@ def test_a_part_killed_half_way_has_no_marker_and_is_made_again(study, tiny_spec
     with pytest.raises(ConfigError, match="unfinished"):
         simulate(tmp_path, tiny_spec.model_copy(update={"seed": 6}), ["god"])
     simulate(tmp_path, tiny_spec, ["god"])
-    expected = {name: value for name, value in fingerprints(study).items() if name.startswith(("god/", "truth/god"))}
-    assert fingerprints(tmp_path) == expected
+    expected = {name: value for name, value in contents(study).items() if name.startswith(("god/", "truth/god"))}
+    assert contents(tmp_path) == expected
 
 
 def test_the_marker_names_every_file_with_its_size(study, tiny_spec):

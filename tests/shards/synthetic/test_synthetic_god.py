@@ -3,14 +3,12 @@
 import csv
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cadiff.shards.god import pack_god
 
-REAL = Path(__file__).parents[4] / "shared/realdata/god/imageID_training.csv"
 LINE = re.compile(r'(\d+)\.(\d{6}),"(n\d{8})_(\d+)\.JPEG"')
 
 
@@ -70,10 +68,10 @@ def test_label_tables_parse_and_point_to_known_classes(study, name, rows):
     assert len(set(lines)) == rows
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f"no real table at {REAL}")
-def test_real_tables_have_the_same_form():
-    assert all(LINE.fullmatch(line) for line in REAL.read_text().splitlines())
-    assert len(next(csv.reader(REAL.open()))) == 2
+def test_real_tables_have_the_same_form(realdata):
+    table = realdata / "god/imageID_training.csv"
+    assert all(LINE.fullmatch(line) for line in table.read_text().splitlines())
+    assert len(next(csv.reader(table.open()))) == 2
 
 
 def test_the_real_packer_reads_it(study, tmp_path):

@@ -1,7 +1,5 @@
 """Simulated HCP runs: the files' geometry and layout, and what V1 to V4 carry in them."""
 
-from pathlib import Path
-
 import nibabel
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from cadiff.shards.synthetic.grayordinates import AFFINE, SHAPE, brain_axis, visual_columns
 from cadiff.shards.synthetic.hcp_files import brain_noise, save_dtseries
 
-REAL = Path(__file__).parents[4] / "shared/realdata/cifti/geometry91282_random_values.dtseries.nii"
 REST = "hcp/990001/MNINonLinear/Results/rfMRI_REST1_LR/rfMRI_REST1_LR_Atlas_MSMAll_hp2000_clean.dtseries.nii"
 MOVIE = "hcp/990001/MNINonLinear/Results/tfMRI_MOVIE1_7T_AP/tfMRI_MOVIE1_7T_AP_Atlas_MSMAll_hp2000_clean.dtseries.nii"
 TRUTH = "truth/hcp/990001/simulator_truth.npz"
@@ -61,9 +58,9 @@ def test_voxels_are_distinct_and_inside_the_grid():
     assert (voxels < SHAPE).all()
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f"no real header at {REAL}")
-def test_vertices_and_header_are_those_of_a_real_file(study):
-    real, ours = nibabel.load(REAL), nibabel.load(study / REST)
+def test_vertices_and_header_are_those_of_a_real_file(realdata, study):
+    real = nibabel.load(realdata / "cifti/geometry91282_random_values.dtseries.nii")
+    ours = nibabel.load(study / REST)
     assert np.array_equal(real.header.get_axis(1).vertex, ours.header.get_axis(1).vertex)
     assert np.array_equal(real.header.get_axis(1).name, ours.header.get_axis(1).name)
     for key in ("magic", "datatype", "intent_code", "intent_name", "qform_code", "sform_code", "sizeof_hdr"):

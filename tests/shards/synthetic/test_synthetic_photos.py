@@ -1,7 +1,6 @@
 """Photos as stimuli: where labels come from, what is held out, how few photos make many pictures."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ from cadiff.shards.synthetic.gallery import PhotoGallery
 from cadiff.shards.synthetic.photos import crop, open_album, read_square
 from cadiff.shards.synthetic.scenes import render
 from cadiff.shards.synthetic.wordnet import group_of
-
-REAL = Path(__file__).parents[4] / "shared/realdata/images/jpg256"
 
 
 def photo(path, index, size=(300, 200)):
@@ -182,13 +179,13 @@ def test_a_study_of_photos_is_written_as_the_real_one(folder, tmp_path):
         changed.write_bytes(original)
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f"no real photos at {REAL}")
-def test_a_hundred_imagenet_photos_of_a_hundred_classes_become_a_dozen_groups(tmp_path):
-    album = open_album(REAL)
+def test_a_hundred_imagenet_photos_of_a_hundred_classes_become_a_dozen_groups(realdata, tmp_path):
+    photos = realdata / "images/jpg256"
+    album = open_album(photos)
     assert len(album.photos) == 100
     assert 8 <= len(album.classes) <= 16
     assert 15 <= album.held_out.sum() <= 25
-    spec = BrainSpec(photos=str(REAL), voxels=60, train_images=90, test_images=60, test_repeats=2)
+    spec = BrainSpec(photos=str(photos), voxels=60, train_images=90, test_images=60, test_repeats=2)
     simulate(tmp_path, spec, ["god"])
     index = json.loads((tmp_path / "god/imagenet_class_index.json").read_text())
     assert sum(len(entry) - 1 for entry in index.values()) == 100
