@@ -43,7 +43,9 @@ def read_index(path: str | Path, manifest: Manifest) -> Index:
     path = Path(path)
     listed = {entry.path: entry for entry in manifest.files}
     if "index.npz" not in listed or sha256(path) != listed["index.npz"].sha256:
-        raise DataError(f"{path}: its hash differs from manifest.json. Mend it with `cadiff shards repair FOLDER --from COPY`, or pack again.")
+        raise DataError(
+            f"{path}: its hash differs from manifest.json. Mend it with `cadiff shards repair FOLDER --from COPY`, or pack again."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
