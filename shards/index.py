@@ -44,7 +44,8 @@ def read_index(path: str | Path, manifest: Manifest) -> Index:
     listed = {entry.path: entry for entry in manifest.files}
     if "index.npz" not in listed or sha256(path) != listed["index.npz"].sha256:
         raise DataError(
-            f"{path}: its hash differs from manifest.json. Mend it with `cadiff shards repair FOLDER --from COPY`, or pack again."
+            f"{path}: its hash differs from manifest.json. Mend it with `cadiff shards repair FOLDER --from COPY`, or "
+            "pack again."
         )
     try:
         with zipfile.ZipFile(path) as archive:
