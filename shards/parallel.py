@@ -7,7 +7,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+from cadiff.errors import ConfigError
 
 Item = TypeVar("Item")
 _MANY_BYTES = 10**9  # below it, starting processes takes longer than it saves
@@ -32,6 +35,9 @@ def run_all(work: Callable[[Any], Any], pieces: Sequence[Any], workers: int) -> 
     """Call ``work(piece)`` for all pieces, yielding how many are done; in this process if ``workers`` is 1.
 
     Work and pieces must be picklable otherwise. The first exception is raised here after the others have ended.
+
+    Raises:
+        ConfigError: a process was killed.
     """
     if workers <= 1 or len(pieces) <= 1:
         for done, piece in enumerate(pieces, 1):
@@ -52,6 +58,11 @@ def run_all(work: Callable[[Any], Any], pieces: Sequence[Any], workers: int) -> 
                 future.result()
                 done += 1
                 yield done
+    except BrokenProcessPool:
+        raise ConfigError(
+            "a packing process was ended from outside, most likely because memory ran out. Start the same command "
+            "again with fewer --workers; it goes on from the finished parts."
+        ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadiff.errors import DataError
+from cadiff.errors import ConfigError, DataError
 from cadiff.shards.dataset import Dataset
-from cadiff.shards.parallel import Behind, cores, slices, workers_for
+from cadiff.shards.parallel import Behind, cores, run_all, slices, workers_for
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import make_records, silent
 from cadiff.shards.verify import verify
@@ -143,3 +143,13 @@ def test_work_behind_waits_for_the_last_and_hands_its_problem_on():
 def test_pieces_and_processes_are_chosen_by_size():
     assert slices(list(range(5)), 2) == [[0, 1], [2, 3], [4]] and slices([], 3) == []
     assert workers_for(10, None) == 1 and workers_for(10**12, None) == cores() and workers_for(10**12, 3) == 3
+
+
+def _work_or_die(piece):
+    if piece == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_the_system_kills_is_one_clear_error():
+    with pytest.raises(ConfigError, match=r"memory ran out.*fewer --workers"):
+        list(run_all(_work_or_die, range(5), 2))
