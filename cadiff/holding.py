@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+import numpy as np
 import torch
 
 from cadiff.errors import ConfigError
@@ -24,8 +25,8 @@ def hold_signals(
     """Keep all signals, padded, in RAM or GPU memory, if they fit; which it came to is logged.
 
     Args:
-        where: "ram", "gpu", "none", or "auto": in RAM if they are small beside it.
-        whole: damaged blocks are an error; else their samples are replaced when they are due.
+        where: "ram", "gpu", "none", or "auto": in RAM if they are small beside it and lie on this machine's disks.
+        whole: damaged blocks are an error, except for "auto"; else they are dealt with when their samples are due.
         processes: how many of this machine do the same; whether they fit is one answer for all of them.
 
     Raises:
@@ -36,7 +37,8 @@ def hold_signals(
     place = device if where == "gpu" else torch.device("cpu")
     needed = sum(ds.store.held_bytes(width) for ds in datasets)
     room = torch.cuda.mem_get_info(device)[0] if where == "gpu" else memory_bytes() // processes
-    if where == "none" or (where == "auto" and needed > min(AUTO_BYTES, room * AUTO_SHARE)):
+    small = needed <= min(AUTO_BYTES, room * AUTO_SHARE) and not any(ds.home.is_remote for ds in datasets)
+    if where == "none" or (where == "auto" and not small):
         log.info("signals: %s GB, read from the files through the system's page cache", f"{needed / 1e9:.1f}")
         return
     if needed > room * MOST_SHARE:
@@ -47,6 +49,12 @@ def hold_signals(
         )
     began = time.monotonic()
     for ds in datasets:
-        ds.store.hold(place, width, whole=whole)
+        ds.store.hold(place, width, whole=whole and where != "auto")
+    for ds in datasets:
+        if damaged := len(ds.checks.damaged(np.arange(len(ds.checks.lengths)))):
+            log.warning(
+                "%s: %d of %d blocks are damaged, and matter once a sample of theirs is due: `cadiff shards verify`",
+                ds.folder, damaged, len(ds.checks.lengths),
+            )  # fmt: skip
     told = "RAM" if place.type == "cpu" else "GPU memory"
     log.info("signals: kept in %s, %s GB in %.1f s", told, f"{needed / 1e9:.1f}", time.monotonic() - began)

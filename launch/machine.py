@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cadiff.files import memory_bytes
+from cadiff.shards.parallel import cores
 
 _PACKAGES = ("cadiff", "torch", "numpy", "triton", "deepspeed", "xformers", "webdataset", "zarr")
 
@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "processor": _processor(), "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory_bytes() / 1e9),
+        "processor": _processor(), "cores": cores(), "memory_gb": round(memory_bytes() / 1e9),
         "gpu": gpu, "python": platform.python_version(), "versions": _versions(), "commit": _commit(),
     }  # fmt: skip
 

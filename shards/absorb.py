@@ -12,11 +12,12 @@ from cadiff.shards.manifest import Manifest, read_manifest, shard_names
 from cadiff.shards.writer import NAMED, Pack
 
 
-def absorb(pack: Pack, folder: Path, *, move: bool) -> None:
-    """Append another packed folder's samples; its shards are renamed (``move``) or copied into this one.
+def absorb(pack: Pack, folder: Path, *, share: bool) -> None:
+    """Append another packed folder's samples; the shards are the same files under a second name, or copies.
 
     Raises:
-        DataError: another storage type, or a subject of the same name with other voxels.
+        DataError: another storage type, a subject of the same name with other voxels, or a source that was not the
+            same all along.
     """
     manifest = read_manifest(folder)
     index = read_index(folder / "index.npz", manifest)
@@ -28,7 +29,7 @@ def absorb(pack: Pack, folder: Path, *, move: bool) -> None:
     for name, values in pack.sample.items():
         column = index.sample[name].astype(np.int64)
         values.extend((maps[name][column] if name in NAMED else column).tolist())
-    shard_of = [pack.tars[name.split("-")[0]].adopt(folder / name, move=move) for name in shard_names(manifest)]
+    shard_of = [pack.tars[name.split("-")[0]].adopt(folder / name, share=share) for name in shard_names(manifest)]
     _take_blocks(pack, index, np.array([*shard_of, -1]), first)
     _take_pictures(pack, index, shard_of, maps["stimulus"])
     known = {(entry["subject"], entry["role"], entry["name"]): entry["array"] for entry in pack.arrays}
@@ -38,7 +39,10 @@ def absorb(pack: Pack, folder: Path, *, move: bool) -> None:
     pack.dropped += [entry.model_dump() for entry in manifest.dropped]
     for name, value in manifest.notes.items():
         _take_note(pack, name, value)
-    pack.hashes |= {source.name: source.model_dump() for source in manifest.sources}
+    for source in manifest.sources:
+        entry = source.model_dump()
+        if pack.hashes.setdefault(source.name, entry) != entry:
+            raise DataError(f"{source.name}: changed while it was being packed. Start again.")
 
 
 def _names(manifest: Manifest) -> list[list[str]]:

@@ -30,6 +30,7 @@ from cadiff.shards.parallel import workers_for
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import Progress, silent
 from cadiff.shards.splits import held_out
+from cadiff.shards.writer import Pack
 
 ROIS = ("EarlyVis", "LOC", "OPA", "PPA", "RSC")
 
@@ -66,7 +67,7 @@ def pack_bold5000(
     """
     root = find_root(Path(root))
     available = sorted({path.name.partition("_")[0] for path in (root / BETAS).glob("*.npy")})
-    names = sorted(subjects) if subjects else available
+    names = sorted(dict.fromkeys(subjects or available))
     if lost := [name for name in names if name not in available]:
         raise ConfigError(f"{root / BETAS}: no betas of '{lost[0]}'; there are {', '.join(available)}.")
     normalise = normalisation(normalise, legacy)
@@ -98,13 +99,19 @@ def pack_bold5000(
     }
     units = [bind(pack_subject, recipe, name, shown[name], betas[name]) for name in names]
     units += picture_units(recipe, pictures)
+
+    def fill(pack: Pack) -> None:
+        for path in lists:
+            pack.source(path.relative_to(root).as_posix())  # as read above: a part that finds another is refused
+        declare(recipe, pack)
+
     size = sum(path.stat().st_size for path in sources.values() if path.is_file())
     return pack_folder(
         out,
         "bold5000",
         options,
         sources,
-        bind(declare, recipe),
+        fill,
         progress,
         units=units,
         workers=workers_for(size, workers),

@@ -133,14 +133,14 @@ class Faults:
         """Samples of this stream that were quarantined so far, each once."""
         if self.policy.ledger is None:
             return len(self._replaced)
-        told: dict[str, set[int]] = {str(ds.folder): set() for ds in self._datasets}
+        told: dict[str, set[int]] = {ds.hash: set() for ds in self._datasets}  # a set may lie elsewhere next time
         for line in self.policy.ledger.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, LookupError, TypeError):  # half a line, left by a full disk
                 replaced = json.loads(line)["replaced"]
-                told[replaced["set"]].add(int(replaced["sample"]))
+                told[replaced["hash"]].add(int(replaced["sample"]))
         chosen = (self._chosen.ids[self._chosen.which == k] for k in range(len(self._datasets)))
-        return sum(int(np.isin(ids, list(told[str(ds.folder)])).sum()) for ds, ids in zip(self._datasets, chosen))
+        return sum(int(np.isin(ids, list(told[ds.hash])).sum()) for ds, ids in zip(self._datasets, chosen))
 
     def _name(self, position: int) -> dict[str, object]:
         ds = self._datasets[self._chosen.which[position]]
-        return {"set": str(ds.folder), **ds.describe(int(self._chosen.ids[position]))}
+        return {"set": str(ds.folder), "hash": ds.hash, **ds.describe(int(self._chosen.ids[position]))}

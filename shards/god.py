@@ -20,6 +20,7 @@ from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import Progress, silent
 from cadiff.shards.splits import held_out
 from cadiff.shards.voxels import STATS
+from cadiff.shards.writer import Pack
 
 PLACES = (".", "npz", "Kamitani/npz", "data/Kamitani/npz")  # where the files may lie below the folder given
 
@@ -56,7 +57,7 @@ def pack_god(
     """
     folder = _find_folder(Path(root))
     available = sorted((path.stem for path in folder.glob("sbj_*.npz")), key=lambda name: (len(name), name))
-    names = available if not subjects else [str(name) for name in subjects]
+    names = list(dict.fromkeys(map(str, subjects or available)))
     if lost := [name for name in names if name not in available]:
         raise ConfigError(f"{folder}: no subject '{lost[0]}'; there are {', '.join(available)}.")
     normalise = normalisation(normalise, legacy)
@@ -82,13 +83,19 @@ def pack_god(
         "legacy": legacy,
         "test": test,
     }
+
+    def fill(pack: Pack) -> None:
+        for table in TABLES:
+            pack.source(table)  # as read above: a part that finds another is refused
+        declare(stimuli, pack)
+
     size = sum(path.stat().st_size for path in sources.values() if path.is_file())
     return pack_folder(
         out,
         "god",
         options,
         sources,
-        bind(declare, stimuli),
+        fill,
         progress,
         units=[
             *(bind(pack_subject, recipe, name) for name in names),

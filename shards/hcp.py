@@ -120,10 +120,13 @@ def pack_hcp(
     }
 
     def fill(pack: Pack) -> None:
+        for table in tables:
+            pack.source(table)  # as read above: a part that finds another is refused
         _describe(pack, roi, recipe, study.runs)
         for what, why in study.dropped:
             pack.drop(what, why)
 
+    each = 300 * 10**6 + 4 * max((run.bytes for run in study.runs), default=0) * len(columns_V) // GRAYORDINATES
     chosen = sum(run.bytes for run in study.runs) * len(columns_V) // GRAYORDINATES
     return pack_folder(
         out,
@@ -134,7 +137,7 @@ def pack_hcp(
         progress,
         dtype=dtype,
         units=[bind(pack_subjects, recipe, part) for part in group_runs(study.runs, len(columns_V), window, dtype)],
-        workers=workers_for(chosen, workers),
+        workers=workers_for(chosen, workers, each),
         fingerprints=bind(fingerprint_run, columns_V),
         after=bind(_refuse_nothing, Path(root), study.runs),
     )

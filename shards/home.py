@@ -41,6 +41,11 @@ class Home:
         self.shards: list[PackedFile] = [entry for entry in self.manifest.files if entry.path.endswith(".tar")]
         self.sizes = [entry.bytes for entry in self.shards]
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the files lie behind a URL and are fetched when they are needed."""
+        return self._remote is not None
+
     def index(self) -> Index:
         """Read and check the index."""
         entry = next((entry for entry in self.manifest.files if entry.path == "index.npz"), None)

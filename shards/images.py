@@ -91,6 +91,8 @@ def pack_images(
     ]
 
     def fill(pack: Pack) -> None:
+        for table in tables:
+            pack.source(table)  # as read above: a part that finds another is refused
         pack.declare("label", sorted({label for label in known.label.values() if label}))
         if known.others:
             pack.notes["label_lines_of_other_pictures"] = known.others

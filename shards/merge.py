@@ -98,7 +98,7 @@ def _take(pack: Pack, folder: Path, stored: StoredSet, one_space: bool) -> None:
         if has and before is not None and before[-1] != digest:
             raise DataError(f"{folder}: stimulus {name} is another picture here than in an earlier set. Rename one.")
     shards, arrays = len(pack.shards), len(pack.arrays)
-    absorb(pack, folder, move=False)
+    absorb(pack, folder, share=False)
     tars = [entry for entry in stored.manifest.files if entry.path.endswith(".tar")]
     for copied, entry in zip(pack.shards[shards:], tars, strict=True):
         if sha256(copied) != entry.sha256:

@@ -74,7 +74,7 @@ def pack_nsd(
         raise ConfigError(f"max_side = {max_side}: at least 16 pixels.")
     design, tables = read_design(root)
     available = find_betas(root, betas)
-    names = sorted(subjects) if subjects else list(available)
+    names = sorted(dict.fromkeys(subjects or available))
     if lost := [name for name in names if name not in available]:
         raise ConfigError(f"{root}: no betas of '{lost[0]}'; there are {', '.join(available)}.")
     selections = [roi] if isinstance(roi, str) else list(roi)
@@ -95,6 +95,8 @@ def pack_nsd(
     units += [bind(pack_pictures, bricks, shown, numbers, max_side) for numbers in parts]
 
     def fill(pack: Pack) -> None:
+        for path in (*tables, *(path for person in people for path in person.rois.sources)):
+            pack.source(path.relative_to(root).as_posix())  # as read above: a part that finds another is refused
         bricks.digests(pack.progress)  # here, so that the parts' processes are sent them
         pack.notes["source_sha256"] = "of the pictures' file: of the numbers and pixels of the pictures used"
         pack.declare("stimulus", [stimulus_id(number) for number in bricks.numbers_P.tolist()])

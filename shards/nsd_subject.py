@@ -21,6 +21,7 @@ from cadiff.shards.nsd_files import TRIALS, stimulus_id
 from cadiff.shards.nsd_pictures import TEST, TRAIN, VAL, Bricks
 from cadiff.shards.nsd_rois import Rois, Voxels
 from cadiff.shards.record import AVERAGED, SPLITS, make_records
+from cadiff.shards.scratch import reserve
 from cadiff.shards.voxels import Stats, voxel_stats
 from cadiff.shards.writer import Pack
 
@@ -186,7 +187,9 @@ class _Means:
 
     def __init__(self, file: Any, numbers_P: np.ndarray, voxels: int) -> None:
         self.numbers_P, self.times_P = numbers_P, np.zeros(len(numbers_P), dtype=np.int64)
-        self._sums_PV = np.memmap(file, np.float32, "w+", shape=(max(1, len(numbers_P)), voxels))
+        shape = (max(1, len(numbers_P)), voxels)
+        reserve(file.fileno(), 4 * shape[0] * shape[1])
+        self._sums_PV = np.memmap(file, np.float32, "r+", shape=shape)
 
     def add(self, shown_N: np.ndarray, rows_NV: np.ndarray) -> None:
         for place, row_V in zip(np.searchsorted(self.numbers_P, shown_N).tolist(), rows_NV):

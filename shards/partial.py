@@ -56,18 +56,19 @@ def discard(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_strangers(partial: Path) -> None:
-    """Remove parts of an earlier start, with other options, that this one had no use for."""
+def remove_parts(partial: Path) -> None:
+    """Remove all parts: those that are joined, and those of an earlier start that this one had no use for."""
     for path in partial.glob("part-*"):
         shutil.rmtree(path)
 
 
 def join_parts(pack: Pack, units: Sequence[Callable[[Pack], None]], sources: dict[str, Path], workers: int) -> None:
-    """Make one part a unit, in several processes, and absorb them in order."""
+    """Make one part a unit, in several processes, and absorb them in order. They stay until the whole is on disk."""
     # Which inputs there are decides the splits and who is in which part, so parts of another choice are not reused.
     sizes = {name: path.stat().st_size if path.is_file() else -1 for name, path in sorted(sources.items())}
     inputs = "".join(f"{name}\t{size}\n" for name, size in sizes.items())
     options = {**pack.options, "inputs_sha256": hashlib.sha256(inputs.encode()).hexdigest()}
+    options["units"] = len(units)  # another number is another division into parts
     how = (pack.folder, pack.kind, options, pack.dtype, pack.split_by, sources, pack.fingerprints)
     work = bind(_make_part, *how)
     for done in run_all(work, list(enumerate(units)), workers):
@@ -75,11 +76,10 @@ def join_parts(pack: Pack, units: Sequence[Callable[[Pack], None]], sources: dic
     scans = None
     for number in range(len(units)):
         part = _part(pack.folder, number)
-        absorb(pack, part, move=True)
+        absorb(pack, part, share=True)
         if (part / SCANS).is_dir():
             scans = scans or ScanWriter(pack.folder / SCANS)
             scans.adopt(part / SCANS)
-        shutil.rmtree(part)
     if scans is not None:
         pack.scans = scans.describe()
 
@@ -95,8 +95,14 @@ def _make_part(folder, kind, options, dtype, split_by, sources, fingerprints, pi
     making.mkdir()
     pack = Pack(making, kind, options, sources, silent, dtype, fingerprints=fingerprints)
     pack.split_by = split_by
-    unit(pack)
-    pack.finish_part()
+    try:
+        unit(pack)
+        pack.finish_part()
+    except BaseException:
+        for tars in pack.tars.values():
+            tars.abandon()
+        shutil.rmtree(making, ignore_errors=True)  # a full disk needs the room
+        raise
     sync_tree(making)  # a part that is there after a power loss is a whole one, its scans too
     os.rename(making, target)
     sync_folder(folder)

@@ -13,7 +13,7 @@ from cadiff.errors import ConfigError
 from cadiff.files import sha256, sync_folder, sync_tree
 from cadiff.shards.encoding import DTYPES
 from cadiff.shards.manifest import read_manifest
-from cadiff.shards.partial import discard, fresh_partial, join_parts, remove_strangers
+from cadiff.shards.partial import discard, fresh_partial, join_parts, remove_parts
 from cadiff.shards.record import SPLITS, Progress
 from cadiff.shards.writer import Fingerprint, Pack, fingerprint
 
@@ -97,8 +97,9 @@ def pack_folder(
                 join_parts(pack, units, sources, workers)
             if after is not None:
                 after(pack)
-            remove_strangers(partial)
             pack.finish()
+            sync_tree(partial)
+            remove_parts(partial)
             _publish(partial, out)
         except OSError as problem:
             raise ConfigError(
@@ -137,7 +138,6 @@ def _compare_existing(
 
 
 def _publish(partial: Path, out: Path) -> None:
-    sync_tree(partial)
     try:
         os.rename(partial, out)
     except OSError as problem:

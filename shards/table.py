@@ -69,26 +69,36 @@ def pack_table(
     _refuse_split_runs(rows, folder)
     _refuse_split_rows(rows)
     pictures = row_pictures(rows, folder)
+    named_by = tuple(dict.fromkeys(row["events"] for row in rows if row["events"]))
     sources = {table.name: table, **row_files(rows, folder)} | {file: folder / file for file in pictures.values()}
     return pack_folder(
         out,
         "table",
         options,
         sources,
-        _nothing_else,
+        bind(_read_already, (table.name, *named_by)),
         progress,
-        units=_units(table, options, rows, pictures),
+        units=_units(table, options, rows, pictures, named_by),
         workers=workers_for(sum(path.stat().st_size for path in sources.values() if path.is_file()), workers),
         after=refuse_split_stimuli,
     )
 
 
-def _nothing_else(pack: Pack) -> None:
-    """Names get their numbers as the parts are joined, subject by subject, however many subjects a part has."""
+def _read_already(sources: Sequence[str], pack: Pack) -> None:
+    """Hash the table and its events, which said what there is to pack: a part that finds others is refused.
+
+    Names get their numbers as the parts are joined, subject by subject, however many subjects a part has.
+    """
+    for source in sources:
+        pack.source(source)
 
 
 def _units(
-    table: Path, options: dict[str, Any], rows: list[dict[str, str]], pictures: dict[str, str]
+    table: Path,
+    options: dict[str, Any],
+    rows: list[dict[str, str]],
+    pictures: dict[str, str],
+    named_by: Sequence[str],
 ) -> list[Callable[[Pack], None]]:
     """Parts of whole subjects, then parts of pictures.
 
@@ -100,7 +110,6 @@ def _units(
         subject, run = row["subject"], _run_name(row)
         by_subject.setdefault(subject, {}).setdefault(run, (subject, run, []))[2].append(row)
     people, most = [list(runs.values()) for runs in by_subject.values()], -(-len(by_subject) // PARTS)
-    named_by = tuple(dict.fromkeys(row["events"] for row in rows if row["events"]))
     return [
         *(bind(pack_runs, table, options, list(itertools.chain(*part))) for part in slices(people, most)),
         *(bind(pack_pictures, table, named_by, part) for part in slices(list(pictures.items()), PICTURES)),

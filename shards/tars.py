@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cadiff.files import copy_file
+from cadiff.files import copy_file, share_file
 
 SHARD_BYTES = 512 * 1024**2  # a shard is closed when it has reached this size
 _BLOCK = 512  # tar's unit: one header, and the padding of contents
@@ -35,12 +35,15 @@ class Tars:
         self._tar.write({"__key__": key, extension: data, "json": text})
         return self._number, offset
 
-    def adopt(self, path: Path, *, move: bool) -> int:
-        """Take over a finished tar as the next of this series, by renaming or copying; return its shard number."""
+    def adopt(self, path: Path, *, share: bool) -> int:
+        """Take over a finished tar as the next of this series; return its shard number.
+
+        Args: ``share``: by a second name for the same file, where the file system can; else by a copy.
+        """
         self.close()
         target = self._next()
-        if move:
-            os.replace(path, target)
+        if share:
+            share_file(path, target)
         else:
             copy_file(path, target)
         return self._number

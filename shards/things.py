@@ -95,6 +95,8 @@ def pack_things(
     units += [bind(pack_pictures, part) for part in slices(pictures, PICTURES)]
 
     def fill(pack: Pack) -> None:
+        for table in tables:
+            pack.source(table.relative_to(root).as_posix())  # as read above: a part that finds another is refused
         pack.declare("stimulus", sorted(concepts))
         pack.declare("label", sorted(set(concepts.values())))
 

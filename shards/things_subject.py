@@ -6,7 +6,6 @@ then read from there, so memory hardly grows with the region. Shapes: N trials, 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from cadiff.errors import DataError
 from cadiff.shards.pandas_hdf import open_frame
 from cadiff.shards.record import AVERAGED, make_records
+from cadiff.shards.scratch import Scratch
 from cadiff.shards.things_files import Trials
 from cadiff.shards.things_voxels import Voxels, read_voxels
 from cadiff.shards.voxels import Stats, voxel_stats
@@ -55,7 +55,7 @@ def pack_subject(recipe: Recipe, name: str, files: dict[str, Path], trials: Tria
         pack.drop(f"{name}: {voxels.below:,} voxels", f"nc_singletrial below {recipe.min_noise_ceiling} per cent")
     split = ["test" if t else "val" if s in recipe.held else "train" for s, t in zip(trials.stimulus, trials.tested)]
     with tempfile.TemporaryFile(dir=pack.folder) as file:
-        signals = _Scratch(file.fileno(), len(voxels.rows_V))
+        signals = Scratch(file.fileno(), len(trials), len(voxels.rows_V))
         moments = _turn(files["responses"], voxels, np.array(split) == "train", signals)
         stats = moments.scalar() if recipe.normalise == "scalar" else moments.voxel()
         _add_runs(pack, name, trials, split, stats, signals, recipe.test)
@@ -68,24 +68,7 @@ def pack_subject(recipe: Recipe, name: str, files: dict[str, Path], trials: Tria
     pack.attach(name, "noise_ceiling", voxels.ceiling_V2)
 
 
-class _Scratch:
-    """Signals, float32 (N, V), in a file: written some voxels at a time, read some trials at a time."""
-
-    def __init__(self, descriptor: int, voxels: int) -> None:
-        self._descriptor, self._voxels = descriptor, voxels
-
-    def put(self, start: int, slab_NV: np.ndarray) -> None:
-        for trial, row_V in enumerate(slab_NV):
-            os.pwrite(self._descriptor, row_V, 4 * (trial * self._voxels + start))
-
-    def take(self, trials: list[int]) -> np.ndarray:
-        rows_NV = np.empty((len(trials), self._voxels), dtype=np.float32)
-        for row_V, trial in zip(rows_NV, trials):
-            os.preadv(self._descriptor, [row_V], 4 * trial * self._voxels)
-        return rows_NV
-
-
-def _turn(path: Path, voxels: Voxels, learnt_N: np.ndarray, signals: _Scratch) -> _Moments:
+def _turn(path: Path, voxels: Voxels, learnt_N: np.ndarray, signals: Scratch) -> _Moments:
     """Read the chosen voxels and write them to ``signals``; returns the moments of the trials ``learnt_N``."""
     trials, moments = len(learnt_N), _Moments()
     with open_frame(path, len(voxels.ids_A), trials, "voxel_id") as frame:
@@ -140,7 +123,7 @@ class _Moments:
 
 
 def _add_runs(
-    pack: Pack, name: str, trials: Trials, split: list[str], stats: Stats, signals: _Scratch, test: str
+    pack: Pack, name: str, trials: Trials, split: list[str], stats: Stats, signals: Scratch, test: str
 ) -> None:
     """Add the trials of each run, in the order of the table; test trials only where they are wanted."""
     shown: dict[str, int] = {}
@@ -156,7 +139,7 @@ def _add_runs(
         pack.add(make_records(name, run, stats.apply(signals.take(rows)), *columns, session=session))
 
 
-def _add_means(pack: Pack, name: str, trials: Trials, stats: Stats, signals: _Scratch) -> None:
+def _add_means(pack: Pack, name: str, trials: Trials, stats: Stats, signals: Scratch) -> None:
     """Add the mean over the repeats of each test stimulus."""
     rows_of: dict[str, list[int]] = {stimulus: [] for stimulus in trials.names(tested=True)}
     for row, (stimulus, tested) in enumerate(zip(trials.stimulus, trials.tested)):

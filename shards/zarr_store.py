@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cadiff.errors import DataError
-from cadiff.files import read_json, sha256, write_json
+from cadiff.files import read_json, sha256, share_file, write_json
 from cadiff.shards.parallel import cores
 from cadiff.shards.record import safe_key
 from cadiff.shards.voxels import to_half
@@ -106,17 +106,21 @@ class ScanWriter:
         write_json(self.folder.with_suffix(_LISTED), self.files)
 
     def adopt(self, folder: Path) -> None:
-        """Move another archive's arrays into this one; no subject may be in both."""
+        """Take another archive's files into this one under second names; no subject may be in both."""
         listed = {name: tuple(entry) for name, entry in read_json(folder.with_suffix(_LISTED)).items()}
         self.files = listed | self.files
         for subject in sorted(path for path in folder.iterdir() if path.is_dir()):
             self.count += sum(1 for path in subject.iterdir() if path.is_dir())
-            os.rename(subject, self.folder / subject.name)
+            shutil.copytree(subject, self.folder / subject.name, copy_function=_share)
 
     def describe(self) -> dict[str, Any]:
         """The manifest's entry for this archive."""
         size, digest = _hash_of_listing(self.files)
         return {"path": self.folder.name, "arrays": self.count, "bytes": size, "sha256": digest}
+
+
+def _share(source: str, target: str) -> None:
+    share_file(Path(source), Path(target))
 
 
 def archive_hash(folder: Path) -> tuple[int, str]:

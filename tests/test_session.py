@@ -1,5 +1,6 @@
 """What a job's [data] section means for its streams, and what of it makes another experiment."""
 
+import shutil
 from functools import partial
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_signals_are_held_in_memory_only_where_they_fit(tiny_set, monkeypatch):
     np.testing.assert_array_equal(ds.signals(np.arange(96), 32), expected)
 
 
-def test_small_sets_are_held_by_themselves_and_large_ones_read_from_files(tiny_set, monkeypatch, caplog):
+def test_small_sets_are_held_by_themselves_and_large_ones_read_from_files(tiny_set, tmp_path, monkeypatch, caplog):
     cpu = torch.device("cpu")
     for memory, processes, held in ((10**9, 1, True), (8 * 96 * 32 * 2, 2, True), (8 * 96 * 32 * 2 - 8, 2, False)):
         ds = Dataset(tiny_set)
@@ -73,10 +74,32 @@ def test_small_sets_are_held_by_themselves_and_large_ones_read_from_files(tiny_s
             hold_signals([ds], "auto", 32, True, cpu, processes)
         assert ds.store.has(32, "wrap") == held
         assert ("kept in RAM" if held else "page cache") in caplog.messages[-1]
+    monkeypatch.setenv("CADIFF_CACHE", str(tmp_path / "cache"))
+    ds = Dataset(f"file://{tiny_set}")  # fetched as it is needed, not whole before the first step
+    hold_signals([ds], "auto", 32, True, cpu, 1)
+    assert not ds.store.has(32, "wrap")
     ds = Dataset(tiny_set)
     monkeypatch.setattr(holding, "AUTO_BYTES", 96 * 32 * 2 - 1)
     hold_signals([ds], "auto", 32, True, cpu, 1)
     assert not ds.store.has(32, "wrap")
+
+
+def test_damage_that_a_job_may_never_read_stops_it_only_where_it_asked_for_all_in_memory(tiny_set, tmp_path, caplog):
+    copy = shutil.copytree(tiny_set, tmp_path / "set")
+    ds = Dataset(copy)
+    place, sound = ds.describe(0), np.flatnonzero(ds.block_of != ds.block_of[0])
+    with open(copy / place["shard"], "r+b") as shard:
+        shard.seek(place["offset"])
+        shard.write(b"\xff" * 4)
+    cpu = torch.device("cpu")
+    with pytest.raises(DataError, match="is damaged"):
+        hold_signals([Dataset(copy)], "ram", 32, True, cpu, 1)
+    ds = Dataset(copy)
+    hold_signals([ds], "auto", 32, True, cpu, 1)
+    assert ds.store.has(32, "wrap") and "1 of" in caplog.text and "blocks are damaged" in caplog.text
+    np.testing.assert_array_equal(ds.signals(sound, 32), Dataset(tiny_set).signals(sound, 32))
+    with pytest.raises(DataError, match="is damaged"):
+        ds.signals(np.array([0]), 32)
 
 
 def test_processes_of_this_machine_are_counted_as_the_launcher_says():

@@ -1,5 +1,7 @@
 """NSD in parts: the same bytes for any number of processes, and what is made anew after an interruption."""
 
+import errno
+import os
 from collections import Counter
 
 import h5py
@@ -107,3 +109,26 @@ def test_pictures_that_are_not_used_do_not_matter(nsd_copy, tmp_path):
     change_picture(nsd_copy)
     with pytest.raises(ConfigError, match=r"nsd_stimuli\.hdf5 has changed since"):
         pack_nsd(nsd_copy, tmp_path / "x", subjects=["subj01"])
+
+
+def test_the_file_of_means_has_its_space_before_it_is_mapped(nsd_files, tmp_path, monkeypatch):
+    mapped, memmap = [], np.memmap
+
+    def noting(file, dtype, mode, shape):
+        told = os.fstat(file.fileno())
+        mapped.append((told.st_size, told.st_blocks * 512 >= told.st_size, mode))
+        return memmap(file, dtype, mode, shape=shape)
+
+    monkeypatch.setattr(np, "memmap", noting)
+    pack_nsd(nsd_files, tmp_path / "x", subjects=["subj01"])
+    assert mapped == [(8 * 60 * 4, True, "r+")]  # the shared pictures
+
+
+def test_a_disk_without_room_for_the_means_is_an_error(nsd_files, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(ConfigError, match=os.strerror(errno.ENOSPC)):
+        pack_nsd(nsd_files, tmp_path / "x", subjects=["subj01"])
+    assert not list(tmp_path.iterdir())

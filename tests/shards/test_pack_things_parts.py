@@ -1,5 +1,7 @@
 """THINGS-fMRI in parts: the same bytes for any number of processes, and what is made anew after an interruption."""
 
+import errno
+import os
 import shutil
 from collections import Counter
 
@@ -103,3 +105,16 @@ def test_finished_parts_survive_unless_what_they_depend_on_changes(things_files,
     assert Counter(seen) == again and sorted(path.name for path in tmp_path.iterdir()) == ["raw", "x"]
     pack(tmp_path / "y")
     assert contents(tmp_path / "x") == contents(tmp_path / "y")
+
+
+def test_a_disk_that_takes_only_a_part_of_the_scratch_file_changes_nothing_or_stops(things_copy, tmp_path, monkeypatch):
+    def pack(out):
+        return pack_things(things_copy, tmp_path / out, roi="all")
+
+    whole, write = pack("whole"), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[: len(data) // 2 or 1], at))
+    assert pack("short")["hash"] == whole["hash"]
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: 0)
+    with pytest.raises(ConfigError, match=os.strerror(errno.ENOSPC)):
+        pack("full")
+    assert not list(tmp_path.glob("*full*"))

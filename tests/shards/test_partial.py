@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -145,11 +146,98 @@ def test_pieces_and_processes_are_chosen_by_size():
     assert workers_for(10, None) == 1 and workers_for(10**12, None) == cores() and workers_for(10**12, 3) == 3
 
 
-def _work_or_die(piece):
+def _die(how, piece):
     if piece == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1) if how == "leave" else os.kill(os.getpid(), how)
 
 
-def test_a_process_that_the_system_kills_is_one_clear_error():
-    with pytest.raises(ConfigError, match=r"memory ran out.*fewer --workers"):
-        list(run_all(_work_or_die, range(5), 2))
+@pytest.mark.parametrize(
+    "how,why", [(signal.SIGKILL, r"memory ran out.*Fewer --workers"), ("leave", r"exit codes \[.*1\].*__main__")]
+)
+def test_a_process_that_ends_without_a_word_is_one_clear_error(how, why):
+    with pytest.raises(ConfigError, match=why):
+        list(run_all(partial(_die, how), range(5), 2))
+
+
+def _script(out, pause, workers):
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import test_partial as t; from pathlib import Path\n"
+    return code + f"if __name__ == '__main__': t.run(Path({str(out)!r}), pause={pause}, workers={workers})"
+
+
+def _workers_of(parent):
+    """Processes that pack for ``parent``, which is in the command line of none but in the environment of all."""
+    found = []
+    for path in Path("/proc").iterdir():
+        with suppress(OSError):
+            if path.name.isdigit() and f"PACKING_FOR={parent}".encode() in (path / "environ").read_bytes():
+                found.append(int(path.name))
+    return found
+
+
+def test_workers_do_not_outlive_a_killed_pack_and_a_second_interrupt_ends_them(out):
+    for stop in ("kill", "interrupt"):
+        mark = f"{out}-{stop}"
+        log = out.parent / "log"
+        log.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _script(out, 60, 2)], env=os.environ | {"PACKING_FOR": mark}, stderr=subprocess.PIPE
+        )
+        while not log.exists() or len(log.read_text().split()) < 2:
+            time.sleep(0.05)
+        assert len(_workers_of(mark)) >= 3
+        if stop == "kill":
+            process.kill()
+        else:
+            process.send_signal(signal.SIGINT)
+            time.sleep(1)
+            assert process.poll() is None  # the parts at work may end
+            process.send_signal(signal.SIGINT)
+        process.wait(20)
+        until = time.monotonic() + 20
+        while _workers_of(mark) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert _workers_of(mark) == []
+
+
+def test_finished_parts_outlast_what_goes_wrong_after_they_are_joined(out, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cadiff.shards.writer.seal", full)
+        patch.setattr("cadiff.shards.partial._make_part", _without(full))
+        with pytest.raises(ConfigError, match="No space left"):
+            run(out)
+    assert not out.exists() and done(out) == ["0", "1", "2", "3", "4"]
+    run(out)
+    assert done(out) == ["0", "1", "2", "3", "4"] and verify(out) == []
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def _without(full):
+    """Parts are sealed as ever; only the whole meets the full disk."""
+    from cadiff.shards import partial as module
+    from cadiff.shards import seal
+
+    make = module._make_part
+
+    def made(*how):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cadiff.shards.writer.seal", seal.seal)
+            make(*how)
+
+    return made
+
+
+def test_a_source_that_changes_between_two_parts_is_refused(out):
+    def edit(pack):
+        pack.source("in1")
+        (out.parent / "in1").write_bytes(b"y" * 11)
+
+    out.parent.mkdir(exist_ok=True)
+    sources = {"in1": out.parent / "in1"}
+    sources["in1"].write_bytes(b"x" * 11)
+    units = [partial(unit, 1, out.parent / "log", 0)]
+    with pytest.raises(DataError, match="in1: changed while it was being packed"):
+        pack_folder(out, "hcp", {}, sources, edit, silent, units=units)
