@@ -16,8 +16,8 @@ def absorb(pack: Pack, folder: Path, *, share: bool) -> None:
     """Append another packed folder's samples; the shards are the same files under a second name, or copies.
 
     Raises:
-        DataError: another storage type, a subject of the same name with other voxels, or a source that was not the
-            same all along.
+        DataError: another storage type, a subject of the same name with other voxels, or a source of a part (``share``)
+            that was not the same all along.
     """
     manifest = read_manifest(folder)
     index = read_index(folder / "index.npz", manifest)
@@ -41,7 +41,7 @@ def absorb(pack: Pack, folder: Path, *, share: bool) -> None:
         _take_note(pack, name, value)
     for source in manifest.sources:
         entry = source.model_dump()
-        if pack.hashes.setdefault(source.name, entry) != entry:
+        if pack.hashes.setdefault(source.name, entry) != entry and share:  # other sets' files may have the same names
             raise DataError(f"{source.name}: changed while it was being packed. Start again.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,14 @@ from cadiff.shards.index import Index
 from cadiff.shards.manifest import Manifest
 from cadiff.shards.record import SPLITS
 
+_FEW_ROWS, _FEW_PARTS = 16, 0.1  # so many rows in common, and such a part of a split, are no chance
+
 
 def find_leak(index: Index, manifest: Manifest) -> str | None:
     """The first leak of a packed set, in words, or None.
 
-    A stimulus id, and a picture's content, may occur in one split only, whatever ``split_by`` says. Runs, and subjects
-    with their families, are kept apart where ``split_by`` says that they decide the split.
+    A stimulus id, a picture's content and, but for a few, a row may occur in one split only, whatever ``split_by``
+    says. Runs, and subjects with their families, are kept apart where ``split_by`` says that they decide the split.
     """
     split_N, stimulus_N = index.sample["split"], index.sample["stimulus"]
     shown = stimulus_N >= 0
@@ -32,6 +35,8 @@ def find_leak(index: Index, manifest: Manifest) -> str | None:
         return f"stimuli {' and '.join(names[:2])} are one picture, in {_sides(split_N[same])}"
     subject_N = index.sample["subject"]
     people = subject_N >= 0
+    if told := _same_rows(index.sample["crc32c"][people], split_N[people]):
+        return told
     if manifest.split_by in ("subject", "run"):
         runs = subject_N.astype(np.int64) * (len(manifest.runs) + 1) + index.sample["run"]
         if (number := _on_two_sides(runs[people], split_N[people])) is not None:
@@ -50,6 +55,19 @@ def find_leak(index: Index, manifest: Manifest) -> str | None:
     return None
 
 
+def _same_rows(crc_N: np.ndarray, split_N: np.ndarray) -> str | None:
+    """Whether one split's rows are largely another's, stored under other names: then it is the same recording twice.
+
+    A few are no proof: checksums of 32 bits meet by chance, and rows of few or constant values are alike.
+    """
+    rows_of = {SPLITS[split]: np.unique(crc_N[split_N == split]) for split in np.unique(split_N).tolist()}
+    for one, other in itertools.combinations(sorted(rows_of, key=lambda split: len(rows_of[split])), 2):
+        shared = len(np.intersect1d(rows_of[one], rows_of[other], assume_unique=True))
+        if shared >= max(_FEW_ROWS, _FEW_PARTS * len(rows_of[one])):
+            return f"{shared:,} of {len(rows_of[one]):,} rows of {one} are in {other} too: the same recordings twice"
+    return None
+
+
 def refuse_leaks_between(datasets: Sequence[Any]) -> None:
     """Refuse sets that are used together and leak into each other, or are one set twice.
 
@@ -65,6 +83,11 @@ def refuse_leaks_between(datasets: Sequence[Any]) -> None:
                 raise ConfigError(
                     f"data.shards: {ds.folder} is listed twice, or is a copy of another. List each set once."
                 )
+            if told := _same_rows(*_rows_of_both(other, ds)):
+                raise DataError(
+                    f"{other.folder} and {ds.folder}: {told}. Used together, no score on them means anything; pack "
+                    "them with the same splits."
+                )
             for what in ("stimulus", "picture", "run", "subject", "family"):
                 here, there = _sides_of(ds, what), _sides_of(other, what)
                 for name in sorted(here.keys() & there.keys()):
@@ -74,6 +97,15 @@ def refuse_leaks_between(datasets: Sequence[Any]) -> None:
                             f"of one and in {' and '.join(sorted(here[name]))} of the other. Used together, no score "
                             "on them means anything; pack them with the same splits."
                         )
+
+
+def _rows_of_both(*sets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Checksums and splits of the rows of two sets together, as they are stored; none if they are stored otherwise."""
+    if len({ds.manifest["dtype"] for ds in sets}) > 1:
+        return np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64)
+    people = [ds.table.subject >= 0 for ds in sets]
+    crcs = [ds.table.crc32c[mine] for ds, mine in zip(sets, people)]
+    return np.concatenate(crcs), np.concatenate([ds.table.split[mine] for ds, mine in zip(sets, people)])
 
 
 def _sides_of(ds: Any, what: str) -> dict[str, set[str]]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -65,13 +66,15 @@ def run_all(work: Callable[[Any], Any], pieces: Sequence[Any], workers: int) -> 
     executor = ProcessPoolExecutor(min(workers, len(pieces)), context, **how)
     mine: set[BaseProcess] = set()
     try:
-        waiting = {executor.submit(_do, piece) for piece in pieces}
+        coming, done = iter(pieces), 0
+        # No more than can be worked on: what is handed over is not taken back when Ctrl-C comes.
+        waiting = {executor.submit(_do, piece) for piece in islice(coming, workers)}
         mine = set(multiprocessing.active_children()) - others
-        done = 0
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
                 future.result()
+                waiting |= {executor.submit(_do, piece) for piece in islice(coming, 1)}
                 done += 1
                 yield done
     except BrokenProcessPool:
@@ -84,7 +87,7 @@ def _end(executor: ProcessPoolExecutor, processes: set[BaseProcess]) -> None:
     """Let pieces at work end whole; a second Ctrl-C ends their processes at once."""
     at_work = sys.exc_info()[0] is not None
     if at_work and processes:
-        log.warning("waiting for %d parts at work, which will be kept; Ctrl-C drops them", len(processes))
+        log.warning("the parts at work end first, and are kept; a second Ctrl-C drops them")
     try:
         executor.shutdown(wait=True, cancel_futures=True)
     except KeyboardInterrupt:

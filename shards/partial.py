@@ -39,6 +39,8 @@ def fresh_partial(out: Path) -> Path:
             os.rename(stale, mine)
         else:
             shutil.rmtree(stale, ignore_errors=True)
+    if mine.exists():
+        log.info("an interrupted pack left %d finished parts", len(_finished_parts(mine)))
     mine.mkdir(exist_ok=True)
     for path in mine.iterdir():
         if path.is_file():  # of the pack that was killed; parts are folders
@@ -51,7 +53,9 @@ def fresh_partial(out: Path) -> Path:
 def discard(partial: Path) -> None:
     """Remove what an unfinished pack leaves, unless finished parts are worth keeping for the next start."""
     if partial.exists() and _finished_parts(partial):
-        log.warning("%s parts are finished; the same command continues after them", len(_finished_parts(partial)))
+        log.warning(
+            "finished parts are kept (%d); the same command continues after them", len(_finished_parts(partial))
+        )
         return
     shutil.rmtree(partial, ignore_errors=True)
 

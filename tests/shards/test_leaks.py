@@ -1,6 +1,7 @@
 """A split that leaks is refused when it is packed, and again when it is read."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from packed_folder import reseal
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.dataset import Dataset
+from cadiff.shards.leaks import refuse_leaks_between
+from cadiff.shards.merge import merge
 from cadiff.shards.pictures import encode_png
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import make_records, silent
@@ -109,3 +112,21 @@ def test_one_stimulus_id_of_two_sets_is_one_stimulus_unless_the_pictures_differ(
     pack(tmp_path / "d", [("b", "r", ["test", "train"] * 2, ["x", "z"] * 2)], kind="god", pictures=[("x", 1)])
     with pytest.raises(DataError, match="picture"):
         streams(tmp_path / "a", tmp_path / "d")
+
+
+def test_the_same_recordings_under_other_names_leak(tmp_path):
+    signals = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+
+    def fill(subject, split, pack):
+        pack.add(make_records(subject, "r", signals, split))
+        pack.add(make_records(f"{subject}-more", "r", signals[::-1] + 1, "train"))
+
+    for name, split in (("a", "train"), ("b", "test"), ("c", "train")):
+        pack_folder(tmp_path / name, "hcp", {}, {}, partial(fill, name, split), silent)
+    a, b, c = (Dataset(tmp_path / name) for name in "abc")
+    refuse_leaks_between([a, c])
+    with pytest.raises(DataError, match="60 of 60 rows of test are in train too: the same recordings twice"):
+        refuse_leaks_between([a, b])
+    with pytest.raises(DataError, match="the same recordings twice"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    assert not (tmp_path / "both").exists()

@@ -191,7 +191,8 @@ def test_workers_do_not_outlive_a_killed_pack_and_a_second_interrupt_ends_them(o
         else:
             process.send_signal(signal.SIGINT)
             time.sleep(1)
-            assert process.poll() is None  # the parts at work may end
+            assert process.poll() is None  # the parts at work may end, but no other is begun
+            assert len(log.read_text().split()) == 2
             process.send_signal(signal.SIGINT)
         process.wait(20)
         until = time.monotonic() + 20
