@@ -20,7 +20,8 @@ pre{background:#f3f6f8;padding:1rem;overflow:auto;font-size:13px}
 def write_page(path: Path, told: dict[str, Any]) -> None:
     """Write the page, whole or not at all."""
     on = told["machine"]
-    title = f"Loader: {told['samples']:,} samples of {told['voxels']:,} voxels ({told['dtype']})"
+    kind = f"samples of {told['voxels']:,} voxels ({told['dtype']})" if told["voxels"] else "pictures"
+    title = f"Loader: {told['samples']:,} {kind}"
     body = join(
         [
             tag("h1", title),

@@ -82,12 +82,15 @@ class Dataset:
             raise ConfigError(f"split '{split}': one of {', '.join(SPLITS)}.")
         chosen = self.table.split == SPLITS.index(split)
         names = list(subjects or ())
-        if unknown := [name for name in names if name not in self.subjects]:
-            known = ", ".join(self.subjects[:8]) or "none"
-            raise ConfigError(f"{self.folder}: no subject '{unknown[0]}' here; there are {known}.")
+        self._refuse_unknown(names)
         if names:
             chosen &= np.isin(self.table.subject, [self.subjects.index(name) for name in names])
         return np.flatnonzero(chosen)
+
+    def _refuse_unknown(self, subjects: list[str]) -> None:
+        if unknown := [name for name in subjects if name not in self.subjects]:
+            known = ", ".join(self.subjects[:8]) or "none"
+            raise ConfigError(f"{self.folder}: no subject '{unknown[0]}' here; there are {known}.")
 
     def signals(self, ids: np.ndarray, width: int, pad: str = "wrap") -> np.ndarray:
         """z-scored signals, padded from each subject's own voxel count to ``width``: float32 (n, width).
@@ -147,15 +150,29 @@ class Dataset:
         """Pictures of these stimulus indices: the centre square, resized once and kept: uint8 (n, 3, size, size).
 
         Raises:
+            ConfigError: a number that is no stimulus; -1 is that of a sample which has none.
             DataError: a stimulus without a picture, or one that does not decode.
         """
+        stimuli = np.asarray(stimuli, dtype=np.int64).reshape(-1)
+        if (stimuli == -1).any():
+            if not self.has_picture.any():
+                raise ConfigError(f"{self.folder}: holds no pictures. Name a set that was packed with pictures.")
+            raise ConfigError(
+                f"{self.folder}: stimulus -1: a sample without a stimulus has no picture. Ask for samples whose "
+                "table.stimulus is not -1."
+            )
         stimuli = self._checked(stimuli, len(self.stimuli), "stimulus")
         out_NSS3 = np.empty((len(stimuli), size, size, 3), dtype=np.uint8)
         self.pictures.read(stimuli, out_NSS3)
         return np.ascontiguousarray(out_NSS3.transpose(0, 3, 1, 2))
 
     def regions(self, subject: str) -> dict[str, np.ndarray]:
-        """Region -> columns of this subject's signals, those that all subjects share among them."""
+        """Region -> columns of this subject's signals, those that all subjects share among them.
+
+        Raises:
+            ConfigError: an unknown subject.
+        """
+        self._refuse_unknown([subject])
         return {**self.rois.get("*", {}), **self.rois.get(subject, {})}
 
     def labels(self, ids: np.ndarray) -> list[str | None]:
@@ -182,7 +199,11 @@ class Dataset:
         return Stats(mean, std, np.flatnonzero((mean == 0) & (std == 1)))
 
     def describe(self, sample: int) -> dict[str, Any]:
-        """Where a sample lies and what it is: its entry of the per-sample index, by name."""
+        """Where a sample lies and what it is: its entry of the per-sample index, by name.
+
+        ``shard``, ``offset``, ``bytes`` and ``crc32c`` are those of the signal; where the set has pictures too, those
+        of the sample's picture follow as ``picture_shard`` and so on. In a set of pictures alone they are a picture's.
+        """
         row = {name: int(column[sample]) for name, column in self._index.sample.items()}
         block = int(self.block_of[sample]) if self.voxels else -1
         told: dict[str, Any] = {"sample": sample, "split": SPLITS[row["split"]]}
@@ -196,6 +217,9 @@ class Dataset:
             length = int(self.voxel_counts[row["subject"]]) * ITEM_BYTES[self.manifest["dtype"]]
             offset = int(self.blocks["offset"][block]) + (sample - int(self.blocks["first"][block])) * length
             told |= {"shard": self.home.shards[self.blocks["shard"][block]].path, "offset": offset, "bytes": length}
+        if block < 0 or self.has_picture.any():
+            beside = "picture_" if block >= 0 else ""
+            told |= {beside + name: value for name, value in self.pictures.place(row["stimulus"]).items()}
         return told
 
     def _checked(self, numbers: np.ndarray, limit: int, what: str) -> np.ndarray:

@@ -40,12 +40,19 @@ def keep_subjects(
 
 
 def keep_fraction(
-    folder: str | Path, out: str | Path, fraction: float, by: str, seed: int = 0, *, progress: Progress = silent
+    folder: str | Path,
+    out: str | Path,
+    fraction: float,
+    by: str | None = None,
+    seed: int = 0,
+    *,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Make ``out`` of about ``fraction`` of each split's subjects, stimuli or runs, and all of their samples.
 
     Names are ranked by a keyed hash of ``seed``, so a larger fraction contains the smaller one, and of every split
-    that has any, at least one is kept. Samples without a stimulus are left out where stimuli are counted.
+    that has any, at least one is kept. Samples without a stimulus are left out where stimuli are counted. ``by`` is
+    what the set is split by if it is not given: its ``split_by``, and "run" where that is the tail of each run.
 
     Raises:
         ConfigError: a fraction outside (0, 1), an unknown ``by``, or nothing of that kind in the set.
@@ -53,9 +60,11 @@ def keep_fraction(
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction {fraction}: expected a number above 0 and below 1, such as 0.1.")
-    if by not in UNITS:
+    if by not in (None, *UNITS):
         raise ConfigError(f"by '{by}': one of {', '.join(UNITS)}.")
     stored = open_stored(folder)
+    if by is None:
+        by = "run" if stored.manifest.split_by == "tail" else stored.manifest.split_by
     number_N, keep_N = _numbers(stored, by), np.zeros(len(stored.index.sample["split"]), dtype=bool)
     for split in range(len(SPLITS)):
         inside_N = (stored.index.sample["split"] == split) & (number_N >= 0)

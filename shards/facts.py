@@ -12,15 +12,17 @@ from cadiff.errors import ConfigError
 from cadiff.shards.dataset import Dataset
 
 _FIRST = 5  # dropped inputs that are told one by one
-# A sample's fields in the order in which they are told; the last four are where its values lie.
+# A sample's fields in the order in which they are told; the last are where its values and its picture lie.
 _FIELDS = ("sample", "subject", "session", "run", "start", "frames", "stimulus", "label", "split", "repeat")
 _FIELDS += ("shard", "offset", "bytes", "crc32c")
+_FIELDS += ("picture_shard", "picture_offset", "picture_bytes", "picture_crc32c")
 
 
 def facts(folder: str | Path) -> dict[str, Any]:
     """Figures of a packed folder or URL, from its manifest and index; JSON values.
 
-    ``version`` is the sha256 of the manifest. ``regions`` gives the voxels of each subject's ("*": everyone's) regions.
+    ``version`` is the sha256 of the manifest, ``dtype`` that of the signals (None where there are pictures only).
+    ``regions`` gives the voxels of each subject's ("*": everyone's) regions, ``notes`` all that the packer noted.
 
     Raises:
         DataError: not a packed folder, or damaged.
@@ -32,7 +34,8 @@ def facts(folder: str | Path) -> dict[str, Any]:
         "version": ds.hash,
         "recipe_sha256": told["recipe_sha256"],
         "made_by": told["made_by"],
-        "dtype": told["dtype"],
+        "options": told["options"],
+        "dtype": told["dtype"] if ds.voxels else None,
         "split_by": told["split_by"],
         "samples": {split: told["samples"].get(split, 0) for split in ("train", "val", "test")},
         "subjects": told["subjects"],
@@ -51,7 +54,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
         "scans": told["scans"],
         "sources": {"count": len(told["sources"]), "bytes": sum(source["bytes"] for source in told["sources"])},
         "dropped": {"count": len(told["dropped"]), "first": told["dropped"][:_FIRST]},
-        "notes": sorted(told["notes"]),
+        "notes": told["notes"],
     }
 
 

@@ -69,10 +69,10 @@ def find_runs(
         patterns: runs to take, such as "rfMRI_REST*"; None takes all.
         version: which version of each run, a pattern such as "_Atlas_MSMAll_hp2000_clean" or "_Atlas*_clean"; runs
             without it are left out and reported. None takes the first of ``PREFERRED`` that is there.
-        skip_absent: report subjects without runs instead of stopping.
+        skip_absent: report subjects that are not there, or without runs, instead of stopping.
 
     Raises:
-        ConfigError: nothing found, or a subject without runs.
+        ConfigError: nothing found, a subject that is not there, or one without runs.
     """
     files, dropped = _files(root)
     by_run: dict[tuple[str, str], list[Run]] = {}
@@ -89,6 +89,9 @@ def find_runs(
         else:
             there = ", ".join(run.version or "no ending" for run in versions)
             dropped.append((f"{subject}/{name}", f"no version {version} of this run, only {there}"))
+    here = sorted({subject for subject, _ in by_run})
+    if here and (strangers := sorted(people.difference(here))) and not (skip_absent and runs):
+        raise _no_subject(root, strangers, here)
     if not runs:
         raise ConfigError(
             f"{root}: no run matches. Expected <subject>/MNINonLinear/Results/<run>/<run>_Atlas*{SUFFIX} or "
@@ -101,6 +104,16 @@ def find_runs(
             f"{root}: no runs of subject {absent[0]}{more}. Correct --subjects; --skip-bad packs those that are there."
         )
     return Study(runs, dropped + [(name, "no run of this subject is there") for name in absent])
+
+
+def _no_subject(root: Path, strangers: list[str], here: list[str]) -> ConfigError:
+    """What to say of subjects that have no run of any name here."""
+    more = f", nor {len(strangers) - 1:,} others of those asked for" if len(strangers) > 1 else ""
+    rest = f" and {len(here) - 5:,} more ({len(here):,} in all)" if len(here) > 5 else ""
+    return ConfigError(
+        f"{root}: no subject '{strangers[0]}' here{more}; there are {', '.join(here[:5])}{rest}. Correct --subjects; "
+        "--skip-bad packs those that are there."
+    )
 
 
 def _files(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:

@@ -73,6 +73,8 @@ def pack_images(
         DataError: an undecodable picture, or labels.csv naming a missing file.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is a file. Give the folder it is in.")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder. Give a folder of pictures.")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())

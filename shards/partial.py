@@ -132,4 +132,5 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _finished_parts(partial: Path) -> list[Path]:
-    return [path for path in partial.glob("part-*") if (path / "manifest.json").is_file()]
+    """Parts worth keeping: finished, and not empty because everything was left out."""
+    return [path for path in partial.glob("part-*") if (path / "manifest.json").is_file() and any(path.glob("*.tar"))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -45,8 +46,9 @@ class PictureStore:
         """
         if not self.has[stimuli].all():
             name = self._stimuli[stimuli[~self.has[stimuli]][0]]
+            none = "" if self.has.any() else ", as the set holds none"
             raise DataError(
-                f"{self._home.name}: stimulus {name} has no picture. Pack again with the folder of pictures."
+                f"{self._home.name}: stimulus {name} has no picture{none}. Pack again with the folder of pictures."
             )
         size = out_NSS3.shape[1]
         if int(self.has.sum()) * 3 * size * size > self.cache_bytes:
@@ -76,6 +78,13 @@ class PictureStore:
         """The stored bytes of a picture, JPEG or PNG."""
         shard, offset, length = (int(self._image[name][stimulus]) for name in ("shard", "offset", "bytes"))
         return os.pread(self._file(shard), length, offset)
+
+    def place(self, stimulus: int) -> dict[str, Any]:
+        """Where a picture's stored bytes lie, and their CRC-32C; None four times for a stimulus, or -1, without one."""
+        if stimulus < 0 or not self.has[stimulus]:
+            return dict.fromkeys(("shard", "offset", "bytes", "crc32c"))
+        place = {name: int(self._image[name][stimulus]) for name in ("shard", "offset", "bytes", "crc32c")}
+        return place | {"shard": self._home.shards[place["shard"]].path}
 
     def _file(self, shard: int) -> int:
         if shard not in self._files:

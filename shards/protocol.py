@@ -12,6 +12,7 @@ from typing import Any
 from cadiff.errors import ConfigError
 from cadiff.files import sha256, sync_folder, sync_tree
 from cadiff.shards.encoding import DTYPES
+from cadiff.shards.index import read_index
 from cadiff.shards.manifest import read_manifest
 from cadiff.shards.partial import discard, fresh_partial, join_parts, remove_parts
 from cadiff.shards.record import SPLITS, Progress
@@ -74,8 +75,8 @@ def pack_folder(
         after: looks at the whole, once the units are joined.
 
     Returns:
-        ``{"folder", "kind", "hash", "already", "samples", "subjects", "voxels", "stimuli", "classes", "dropped",
-        "notes", "bytes", "seconds"}``.
+        ``{"folder", "kind", "hash", "already", "samples", "labelled", "with_stimulus", "with_picture", "subjects",
+        "voxels", "stimuli", "classes", "dropped", "notes", "bytes", "seconds"}``.
 
     Raises:
         ConfigError: ``out`` holds something else, or a set of other options (OtherOptions) or inputs; or it cannot be
@@ -147,12 +148,18 @@ def _publish(partial: Path, out: Path) -> None:
 
 def _summary(out: Path) -> dict[str, Any]:
     manifest = read_manifest(out)
+    index = read_index(out / "index.npz", manifest)
+    stimulus_N = index.sample["stimulus"]
+    shown_N = stimulus_N[stimulus_N >= 0]
     scans = manifest.scans.bytes if manifest.scans else 0
     return {
         "folder": str(out),
         "kind": manifest.kind,
         "hash": sha256(out / "manifest.json"),
         "samples": {split: manifest.samples.get(split, 0) for split in SPLITS},
+        "labelled": int((index.sample["label"] >= 0).sum()),
+        "with_stimulus": len(shown_N),
+        "with_picture": int((index.image["shard"][shown_N] >= 0).sum()),
         "subjects": [subject.name for subject in manifest.subjects],
         "voxels": max((subject.voxels for subject in manifest.subjects), default=0),
         "stimuli": len(manifest.stimuli),

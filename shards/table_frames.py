@@ -69,6 +69,11 @@ def stimulus_files(events: Path) -> list[str | None]:
     return [_given(event.get("stim_file")) for event in _event_rows(events)]
 
 
+def whole_volume(row: dict[str, str]) -> bool:
+    """Whether a row names a NIfTI file and no mask, so that every voxel of its grid is taken."""
+    return row["file"].endswith((".nii", ".nii.gz")) and not row["file"].endswith(".dtseries.nii") and not row["mask"]
+
+
 def forget_frames() -> None:
     """Let go of the file that was read last: it may have changed before another pack."""
     _read_signals.cache_clear()

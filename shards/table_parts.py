@@ -14,8 +14,8 @@ import numpy as np
 from cadiff.errors import ConfigError, DataError
 from cadiff.shards.pictures import read_picture
 from cadiff.shards.record import SPLITS, make_records
-from cadiff.shards.table_frames import READ, Frames, forget_frames, read_frames
-from cadiff.shards.voxels import window_average, zscore_run
+from cadiff.shards.table_frames import READ, Frames, forget_frames, read_frames, whole_volume
+from cadiff.shards.voxels import voxel_stats, window_average, zscore_run
 from cadiff.shards.writer import Pack
 
 Run = tuple[str, str, list[dict[str, str]]]  # subject, run, and the table's rows of both
@@ -31,13 +31,20 @@ def pack_runs(table: Path, options: dict[str, Any], runs: Sequence[Run], pack: P
     """
     pack.source(table.name)
     forget_frames()
+    constant: dict[str, np.ndarray] = {}  # by subject without a mask: voxels that are constant in every run so far
     for subject, run, rows in runs:
         for name in [row[column] for row in rows for column in READ if row[column]]:
             pack.source(name)
         read = [(row, read_frames(row, table.parent, options["roi"], options["lag_s"])) for row in rows]
         for chunk in dict.fromkeys(chunk for _, frames in read for chunk in frames.chunks):
             name = f"{run}-{chunk}" if chunk else run
-            _pack_run(pack, subject, name, _in_chunk(read, chunk), options, rows[0]["session"])
+            flat = _pack_run(pack, subject, name, _in_chunk(read, chunk), options, rows[0]["session"])
+            if any(map(whole_volume, rows)):
+                constant[subject] = np.intersect1d(constant.get(subject, flat), flat)
+    for subject, flat in constant.items():
+        if subject in pack.names("subject"):  # not if no sample of it was kept
+            voxels = pack.voxels[pack.number("subject", subject)]
+            pack.notes.setdefault("no_mask", {})[subject] = {"voxels": voxels, "constant": len(flat)}
     refuse_split_stimuli(pack)
 
 
@@ -95,7 +102,8 @@ def _pack_run(
     parts: list[tuple[str, Frames]],
     options: dict[str, Any],
     session: str,
-) -> None:
+) -> np.ndarray:
+    """Add one run; returns its voxels that are constant or not finite."""
     where = f"subject {subject}, run {run}"
     if len({frames.signals_TV.shape[1] for _, frames in parts}) > 1:
         raise DataError(f"{where}: its files have different voxel counts. Use one mask for all runs of a subject.")
@@ -108,6 +116,8 @@ def _pack_run(
         signals_TV, flat = zscore_run(signals_TV)
         if len(flat):
             pack.notes.setdefault("flat_voxels", {})[f"{subject}/{run}"] = len(flat)
+    else:
+        flat = voxel_stats(signals_TV).flat
     start = 0
     for split, frames in parts:
         count, window = len(frames.signals_TV), options["window"]
@@ -124,6 +134,7 @@ def _pack_run(
             begins = [start - count + i * window for i in keep]
             times = {"session": session, "start": begins, "frames": window if frames.tr_s > 0 else 0}
             pack.add(make_records(subject, run, signals_NV[keep], split, *columns, **times))
+    return flat
 
 
 def _shared(values: list[str | None], window: int) -> list[str | None]:

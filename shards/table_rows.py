@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cadiff.errors import ConfigError
+from cadiff.errors import ConfigError, DataError
 from cadiff.shards.table_frames import READ, stimulus_files
 
 MAX_ROWS = 5_000_000  # a Parquet file may claim any number of rows in a few bytes
-# Columns that name files, then all others; "file" and "subject" are required.
+REQUIRED = ("file", "subject")
+# Columns that name files, then all others.
 FILES = (*READ, "image")
 COLUMNS = (*FILES, "subject", "session", "run", "split", "key", "chunks", "label", "stimulus", "tr_s")
 
@@ -22,34 +23,56 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Read the table, .csv or .parquet: one dictionary per row, all COLUMNS present as text, empty where not given.
 
     Raises:
-        ConfigError: no such file, an unknown column, a row without file or subject, or names that are not text.
+        ConfigError: no such table, an unknown column, a row without file or subject, or names that are not text.
+        DataError: a file that a row names is not there.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, not a table. Give the .csv or .parquet file in it.")
     if not path.is_file():
         raise ConfigError(f"{path}: no such table. Give a .csv or .parquet file.")
     parquet = path.suffix.lower() == ".parquet"
     names, rows = _read_parquet(path) if parquet else _read_csv(path)
-    filled = [{name: (row.get(name) or "").strip() for name in COLUMNS} for row in rows]
-    word, first = ("row", 1) if parquet else ("line", 2)
-    for number, row in enumerate(filled, first):
-        if not row["file"] or not row["subject"]:
-            raise ConfigError(f"{path}, {word} {number}: columns file and subject must be filled in.")
+    filled = {
+        f"{path}, {'row' if parquet else 'line'} {number}": {name: (row.get(name) or "").strip() for name in COLUMNS}
+        for number, row in rows
+    }
+    for where, row in filled.items():
+        if any(not row[name] for name in REQUIRED):
+            raise ConfigError(f"{where}: columns file and subject must be filled in.")
     if not filled:
         raise ConfigError(f"{path}: no rows below the columns {', '.join(names)}. One row names one file.")
-    return filled
+    _find_files(filled, path.parent)
+    return list(filled.values())
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _find_files(rows: dict[str, dict[str, str]], folder: Path) -> None:
+    """Look for every file that the rows name, before hours go into packing those before it."""
+    seen: set[str] = set()
+    for where, row in rows.items():
+        for column in FILES:
+            name = row[column]
+            if name and name not in seen and not os.path.isfile(folder / name):
+                raise DataError(
+                    f"{where}, column {column}: {folder / name}: no such file. Correct the path, which is relative to "
+                    "the table, or leave the row out."
+                )
+            seen.add(name)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns, and each row with the number of its line."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
             names = list(reader.fieldnames or ())
             _check_columns(path, names)
-            return names, [dict(row) for row in reader]
+            return names, [(reader.line_num, dict(row)) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise ConfigError(f"{path}: not a readable CSV file ({problem}).") from None
 
 
-def _read_parquet(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns, and each row with its number."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -66,7 +89,7 @@ def _read_parquet(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except (pyarrow.ArrowException, OSError, ValueError) as problem:
         raise ConfigError(f"{path}: not a readable Parquet file ({problem}). Write it again.") from None
     texts = {name: ["" if cell is None else str(cell) for cell in cells] for name, cells in columns.items()}
-    return list(texts), [dict(zip(texts, row)) for row in zip(*texts.values())]
+    return list(texts), [(number, dict(zip(texts, row))) for number, row in enumerate(zip(*texts.values()), 1)]
 
 
 def _check_type(path: Path, field: Any) -> None:
@@ -91,6 +114,11 @@ def _check_columns(path: Path, names: list[str]) -> None:
             raise ConfigError(f"{path}: unknown column '{name}'. {hint}")
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: a column occurs twice among {', '.join(names)}. Remove one of them.")
+    for name in REQUIRED:
+        if name not in names:
+            raise ConfigError(
+                f"{path}: no column {name}; there are: {', '.join(names) or 'none'}. Add it to the table."
+            )
 
 
 def row_files(rows: list[dict[str, str]], folder: Path) -> dict[str, Path]:

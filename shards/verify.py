@@ -13,7 +13,7 @@ import numpy as np
 from cadiff.errors import DataError
 from cadiff.files import sha256
 from cadiff.shards.arrays import DAMAGED
-from cadiff.shards.encoding import DTYPES, crc32c
+from cadiff.shards.encoding import DTYPES, ITEM_BYTES, crc32c
 from cadiff.shards.index import Index, read_index
 from cadiff.shards.leaks import find_leak
 from cadiff.shards.manifest import Manifest, parse_manifest, shard_names
@@ -23,6 +23,7 @@ from cadiff.shards.writer import digest
 from cadiff.shards.zarr_store import archive_hash
 
 _MB = 10**6
+_REMEDY = "Mend it with `cadiff shards repair`."
 
 
 @dataclass
@@ -59,12 +60,14 @@ def examine(folder: str | Path, progress: Progress = silent) -> Checked:
         if path.suffix != ".tar" or not path.is_file():
             continue  # the index has been read, and what is missing has been told
         checked.files, checked.bytes = checked.files + 1, checked.bytes + path.stat().st_size
-        if path.stat().st_size == entry.bytes and (problem := check_file(path, entry.bytes, entry.sha256)):
+        whole = path.stat().st_size == entry.bytes  # else that is told, with what the file has lost
+        if whole and (problem := check_file(path, entry.bytes, entry.sha256)):
             checked.problems.append(problem)
         if index is not None:
             _check_blocks(path, manifest, index, checked)
             _check_pictures(path, manifest, index, checked)
-        checked.problems += check_tar(path, manifest, index)
+        if whole:
+            checked.problems += check_tar(path, manifest, index)
     if manifest.scans:
         checked.problems += _check_scans(folder / manifest.scans.path, manifest, checked)
     progress("MB", total, total)
@@ -130,40 +133,70 @@ def _open(folder: Path, checked: Checked) -> tuple[Manifest | None, Index | None
         return None, None
     checked.files, checked.bytes = 1, (folder / "manifest.json").stat().st_size
     sizes = {entry.path: _check_size(folder / entry.path, entry.bytes) for entry in manifest.files}
-    checked.problems += [problem for problem in sizes.values() if problem]
+    index, faults = (None, []) if sizes.get("index.npz") else _try_index(folder, manifest, checked)
+    for name, problem in sizes.items():
+        if problem:
+            lost = _count_lost(folder / name, manifest, index) if index and name.endswith(".tar") else ""
+            checked.problems.append(f"{problem} {lost}{_REMEDY}")
     known = {*sizes, "manifest.json", manifest.scans.path if manifest.scans else ""}
     for name in sorted(path.name for path in folder.iterdir() if path.name not in known):
         checked.problems.append(f"{folder / name}: is not listed in manifest.json. Nothing reads it; remove it.")
-    if sizes.get("index.npz"):
-        return manifest, None
-    try:
-        index = read_index(folder / "index.npz", manifest)
-    except DataError as problem:
-        checked.problems.append(str(problem))
-        return manifest, None
-    checked.files, checked.bytes = 2, checked.bytes + (folder / "index.npz").stat().st_size
-    if leak := find_leak(index, manifest):
-        checked.problems.append(f"{folder / 'index.npz'}: {leak}.")
+    checked.problems += faults
     return manifest, index
 
 
+def _try_index(folder: Path, manifest: Manifest, checked: Checked) -> tuple[Index | None, list[str]]:
+    """The index if it is sound, and what is wrong with it."""
+    path = folder / "index.npz"
+    try:
+        index = read_index(path, manifest)
+    except DataError as problem:
+        return None, [str(problem)]
+    checked.files, checked.bytes = 2, checked.bytes + path.stat().st_size
+    leak = find_leak(index, manifest)
+    return index, [f"{path}: {leak}."] if leak else []
+
+
+def _count_lost(path: Path, manifest: Manifest, index: Index) -> str:
+    """How many of a shard's blocks and pictures do not end within the file as it is: a sentence if there are any."""
+    size, shard = path.stat().st_size if path.is_file() else 0, shard_names(manifest).index(path.name)
+    ends = {"blocks": index.block["offset"] + _block_bytes(manifest, index)}
+    ends["pictures"] = index.image["offset"] + index.image["bytes"]
+    told = []
+    for what, table in (("blocks", index.block), ("pictures", index.image)):
+        ends_here = ends[what][table["shard"] == shard]
+        if lost := int((ends_here > size).sum()):
+            told.append(f"{lost:,} of its {len(ends_here):,} {what}")
+    return f"Lost: {' and '.join(told)}. " if told else ""
+
+
+def _block_bytes(manifest: Manifest, index: Index) -> np.ndarray:
+    """int64, the bytes of each block's values."""
+    voxels = np.array([subject.voxels for subject in manifest.subjects], dtype=np.int64)
+    return index.block["rows"] * voxels[index.sample["subject"][index.block["first"]]] * ITEM_BYTES[manifest.dtype]
+
+
 def _check_blocks(path: Path, manifest: Manifest, index: Index, checked: Checked) -> None:
-    """Compare each block's and each row's crc32c; a .npy header must also stand right before a block."""
+    """Compare each block's and each row's crc32c; a .npy header must also stand right before a block.
+
+    Blocks that the file does not hold to their end were told with its size.
+    """
     table, dtype = index.block, np.dtype(DTYPES[manifest.dtype])
     for number, handle in _places(path, manifest, table):
         first, rows, offset = (int(table[name][number]) for name in ("first", "rows", "offset"))
         shape = (rows, manifest.subjects[index.sample["subject"][first]].voxels)
-        where = f"{path}: block {number} at byte {offset:,}"
+        where, length = f"{path}: block {number} at byte {offset:,}", shape[1] * dtype.itemsize
+        if offset + rows * length > os.fstat(handle).st_size:
+            continue
         checked.blocks, checked.rows = checked.blocks + 1, checked.rows + rows
         if _header_before(handle, offset) != (shape, False, dtype):
             checked.problems.append(f"{where} has no .npy header.")
-        data = read_piece(handle, offset, shape[0] * shape[1] * dtype.itemsize)
+        data = read_piece(handle, offset, rows * length)
         if data is None:
-            checked.problems.append(f"{where} cannot be read, or the file ends before.")
+            checked.problems.append(f"{where} cannot be read.")
         elif crc32c(data) != table["crc32c"][number]:
             checked.problems.append(f"{where} fails its crc32c.")
         else:
-            length = shape[1] * dtype.itemsize
             sums = [crc32c(data[row * length : (row + 1) * length]) for row in range(rows)]
             if sums != index.sample["crc32c"][first : first + rows].tolist():
                 checked.problems.append(f"{where}: the index has other checksums for its rows.")
@@ -172,11 +205,14 @@ def _check_blocks(path: Path, manifest: Manifest, index: Index, checked: Checked
 def _check_pictures(path: Path, manifest: Manifest, index: Index, checked: Checked) -> None:
     table = index.image
     for number, handle in _places(path, manifest, table):
-        offset, where = int(table["offset"][number]), f"{path}: picture {number}"
+        offset, length = int(table["offset"][number]), int(table["bytes"][number])
+        if offset + length > os.fstat(handle).st_size:
+            continue  # told with the file's size
+        where = f"{path}: picture {number}"
         checked.pictures += 1
-        data = read_piece(handle, offset, int(table["bytes"][number]))
+        data = read_piece(handle, offset, length)
         if data is None:
-            checked.problems.append(f"{where} at byte {offset:,} cannot be read, or the file ends before.")
+            checked.problems.append(f"{where} at byte {offset:,} cannot be read.")
         elif crc32c(data) != table["crc32c"][number]:
             checked.problems.append(f"{where} at byte {offset:,} fails its crc32c.")
         elif digest(data) != table["digest"][number]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from cadiff.shards.dataset import Dataset
@@ -44,13 +45,15 @@ def test_info_says_what_a_set_holds(shards, tiny_set, tmp_path, monkeypatch):
     assert (facts["kind"], facts["dtype"], facts["split_by"]) == ("table", "float16", "stimulus")
     assert (facts["runs"], facts["sessions"], facts["stimuli"], facts["pictures"], facts["shards"]) == (1, 0, 48, 48, 2)
     assert facts["bytes"] == sum(path.stat().st_size for path in tiny_set.iterdir() if path.name != "manifest.json")
-    assert facts["dropped"] == {"count": 0, "first": []} and facts["scans"] is None and facts["notes"] == []
+    assert facts["dropped"] == {"count": 0, "first": []} and facts["scans"] is None and facts["notes"] == {}
+    assert facts["options"] == {"dtype": "float16", "tiny": 1}
     text = shards("info", tiny_set)[1]
     for words in (
         "64 train, 16 val, 16 test",
         "2: A (30 voxels), B (27 voxels)",
         "3: red, green, blue",
-        "float16, 2 b",
+        "float16, 2 blocks, 48 pictures, 2 shards",
+        "options   dtype=float16, tiny=1\n",
     ):
         assert words in text
     monkeypatch.setenv("CADIFF_CACHE", str(tmp_path / "cache"))
@@ -79,11 +82,14 @@ def test_verify_says_how_much_it_checked_and_exits_3_on_damage(shards, tiny_set,
     assert code == 3 and len(told["problems"]) == 2 and told["blocks"] == 2 and not told["quick"]
     code, out, err = shards("verify", damaged)
     assert code == 3 and out == "" and "block 0 at byte" in err
+    tar = np.fromfile(damaged / "images-000000.tar", np.uint8)
+    tar[np.load(damaged / "index.npz")["image_offset"] + 50] ^= 1
+    tar.tofile(damaged / "images-000000.tar")
+    _, _, err = shards("verify", damaged)
+    assert err.count("\n") == 21 and "... and 31 more: see --json" in err
     (damaged / "images-000000.tar").write_bytes(b"")
     code, out, _ = shards("verify", damaged, "--quick", "--json")
     assert code == 3 and "images-000000.tar: 0 bytes, expected" in json.loads(out)["problems"][0]
-    _, _, err = shards("verify", damaged)
-    assert err.count("\n") == 21 and "more: see --json" in err
 
 
 def test_repair_from_a_copy_and_without_one(shards, tiny_set, damaged, tmp_path):

@@ -56,10 +56,18 @@ def loader(
     if as_json:
         typer.echo(json.dumps(told, indent=1))
         return
-    on = told["machine"]
-    typer.echo(f"{told['samples']:,} samples of {told['voxels']:,} voxels, {told['dtype']}, {on['cores']} cores")
+    typer.echo(f"{_subject(told)}, {told['machine']['cores']} cores")
     for entry in told["contenders"]:
         typer.echo(_line(entry))
+
+
+def _subject(told: dict[str, Any]) -> str:
+    """What was measured: signals, or pictures where there is nothing else."""
+    if told["voxels"]:
+        return f"{told['samples']:,} samples of {told['voxels']:,} voxels, {told['dtype']}"
+    return (
+        f"{told['pictures']:,} {'JPEGs' if told['jpeg'] else 'pictures, not all JPEG: their decoding is not measured'}"
+    )
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,28 +193,31 @@ def _one_or_list(text: str) -> str | list[str]:
 
 
 def _run(packer: Callable[..., dict[str, Any]], root: Path, out: Path, as_json: bool, **options: Any) -> None:
+    from cadiff.launch.packed import report
     from cadiff.launch.view import View
     from cadiff.shards.protocol import OtherOptions
 
     view = View()
     try:
-        with view.task(f"pack {out.name}") as task:
+        with _terminable(), view.task(f"pack {out.name}") as task:
             told = packer(root, out, progress=task.advance, **options)
     except OtherOptions as other:
         raise OtherOptions(out, _as_flags(other.changed, options)) from None
     if as_json:
         typer.echo(json.dumps(told, indent=1))
         return
-    for entry in told["dropped"]:
-        typer.echo(f"dropped {entry['what']}: {entry['why']}")
-    samples = ", ".join(f"{count:,} {split}" for split, count in told["samples"].items())
-    state = "already packed" if told["already"] else f"packed in {told['seconds']:.1f} s"
-    typer.echo(f"{out}: {state}: {samples} samples, {len(told['subjects'])} subjects, {told['bytes'] / 1e6:.1f} MB")
-    if told["already"]:
-        typer.echo(
-            "Options and hashes of the inputs are as they were. Of the packed files only the sizes were compared: "
-            f"`cadiff shards verify {out}` reads them again."
-        )
+    for line in report(told):
+        typer.echo(line)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which schedulers send, takes the road of Ctrl-C: parts that are finished are kept."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _as_flags(changed: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

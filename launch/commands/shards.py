@@ -11,6 +11,8 @@ import typer
 from cadiff.launch.commands import shards_edit
 from cadiff.launch.commands.shards_edit import JSON
 
+_LONG = 60  # characters of an option or a note that are told as they are
+
 shards = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -43,7 +45,10 @@ def existing(folder: str | Path, *, local: bool = False) -> str:
 
 @shards.command("info")
 def info(folder: str = typer.Argument(help="A packed folder, or its URL."), as_json: bool = JSON) -> None:
-    """Say what a packed folder holds: samples per split, subjects, voxels, stimuli, classes, and its version."""
+    """Say what a packed folder holds: samples per split, subjects, voxels, stimuli, classes, options, and its version.
+
+    Long options and notes are counted; `--json` gives them in full.
+    """
     from cadiff.shards.facts import facts
 
     told = facts(existing(folder))
@@ -59,12 +64,15 @@ def _lines(told: dict[str, Any]) -> dict[str, str]:
     subjects = [f"{subject['name']} ({subject['voxels']:,} voxels)" for subject in told["subjects"]]
     regions = {name: len(columns) for name, columns in told["regions"].items()}
     dropped, scans = told["dropped"], told["scans"]
+    values = [f"{told['dtype']}, {told['blocks']:,} blocks"] if told["blocks"] else []
+    stored = ", ".join(values + [f"{told['pictures']:,} pictures"] * bool(told["pictures"] or not values))
     first = "; ".join(f"{entry['what']}: {entry['why']}" for entry in dropped["first"])
     return {
         "kind": told["kind"],
         "version": told["version"],
         "recipe": told["recipe_sha256"],
         "made by": _some([f"{name} {version}" for name, version in told["made_by"].items()]),
+        "options": ", ".join(f"{name}={_short(value)}" for name, value in told["options"].items()) or "none",
         "samples": ", ".join(f"{count:,} {split}" for split, count in told["samples"].items()),
         "split by": told["split_by"],
         "subjects": f"{len(subjects):,}: {_some(subjects)}"
@@ -72,13 +80,21 @@ def _lines(told: dict[str, Any]) -> dict[str, str]:
         "runs": f"{told['runs']:,}, sessions {told['sessions']:,}",
         "stimuli": f"{told['stimuli']:,}, pictures {told['pictures']:,}",
         "classes": f"{len(told['classes']):,}: {_some(told['classes'])}",
-        "stored": f"{told['dtype']}, {told['blocks']:,} blocks, {told['shards']:,} shards, {told['bytes']:,} bytes",
+        "stored": f"{stored}, {told['shards']:,} shards, {told['bytes']:,} bytes",
         "regions": _some([f"{subject}: {count:,}" for subject, count in regions.items()]),
         "scans": f"{scans['arrays']:,} arrays, {scans['bytes']:,} bytes" if scans else "none",
         "sources": f"{told['sources']['count']:,} files, {told['sources']['bytes']:,} bytes",
         "dropped": f"{dropped['count']:,}" + (f": {first}" if first else ""),
-        "notes": _some(told["notes"]),
+        "notes": _some([f"{name} {_short(value)}" for name, value in sorted(told["notes"].items())]),
     }
+
+
+def _short(value: Any) -> str:
+    """A value on part of a line: lists, tables and texts that are long are counted, and told in full by --json."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(text) <= _LONG:
+        return text
+    return f"({len(value):,} {'characters' if isinstance(value, str) else 'entries'})"
 
 
 def _some(names: list[str]) -> str:
@@ -96,7 +112,8 @@ def ls(
 ) -> None:
     """List samples: who, when, what was shown, and where the values lie (shard, byte offset, bytes, CRC-32C).
 
-    Columns are separated by tabs; `-` means none.
+    Where the set has pictures too, `picture_shard` and so on say where the sample's picture lies. Columns are separated
+    by tabs; `-` means none.
     """
     from cadiff.shards.facts import list_samples
 

@@ -84,7 +84,9 @@ def split(
     subjects: str = typer.Option(None, help="Keep these subjects, comma-separated."),
     split_files: bool = typer.Option(False, "--split-files", help="One folder each for train, val and test."),
     fraction: float = typer.Option(None, help="Keep this part of each split's subjects, stimuli or runs (see --by)."),
-    by: str = typer.Option("stimulus", help="What --fraction counts: subject, stimulus or run."),
+    by: str = typer.Option(
+        None, help="What --fraction counts: subject, stimulus or run; else what the set is split by (see info)."
+    ),
     seed: int = typer.Option(0, help="Another seed, another choice."),
     into: int = typer.Option(None, min=2, help="So many folders with equal numbers of subjects."),
     as_json: bool = JSON,

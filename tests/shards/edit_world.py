@@ -6,6 +6,8 @@ from cadiff.shards.dataset import Dataset
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import make_records, silent
 
+PLACES = ("sample", "shard", "offset", "picture_shard", "picture_offset")  # may differ between equal samples
+
 
 def signals(rows, voxels, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, voxels)).astype(np.float32)
@@ -38,5 +40,6 @@ def samples(folder):
             handle.seek(row["offset"])
             values = handle.read(row["bytes"])
         scale = float(ds.blocks["scale"][ds.block_of[sample]])
-        found.append((*(v for k, v in row.items() if k not in ("sample", "shard", "offset")), values, scale))
+        told = (v for k, v in row.items() if k not in PLACES)
+        found.append((*told, values, scale))
     return sorted(found, key=str)

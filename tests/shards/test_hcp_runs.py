@@ -57,8 +57,11 @@ def test_a_version_can_be_asked_for_and_runs_without_it_are_told(release):
 
 def test_runs_and_subjects_can_be_chosen(release):
     assert len(find_runs(release, None, ["tfMRI*", "rfMRI_REST9*"]).runs) == 2
-    with pytest.raises(ConfigError, match="no runs of subject 98 and of 1 others"):
+    told = "no subject '98' here, nor 1 others of those asked for; there are 100206, 100610"
+    with pytest.raises(ConfigError, match=told):
         find_runs(release, ["100610", "99", "98"])
+    with pytest.raises(ConfigError, match="no runs of subject 100206"):
+        find_runs(release, ["100206", "100610"], "tfMRI*")
     study = find_runs(release, ["100610", "99"], skip_absent=True)
     assert study.dropped == [("99", "no run of this subject is there")]
     with pytest.raises(ConfigError, match="5 runs are there"):

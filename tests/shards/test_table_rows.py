@@ -19,7 +19,9 @@ def study(tmp_path):
 @pytest.mark.parametrize(
     "row,error,message",
     [
-        ({"file": "run1.npy"}, ConfigError, "file and subject must be filled in"),
+        ({"file": "run1.npy"}, ConfigError, r"study\.csv: no column subject; there are: file\. Add it"),
+        ({"subject": "s"}, ConfigError, r"no column file; there are: subject\."),
+        ({"file": "run1.npy", "subject": ""}, ConfigError, "line 2: columns file and subject must be filled in"),
         ({"file": "run1.npy", "subject": "s", "lable": "x"}, ConfigError, "Did you mean 'label'"),
         ({"file": "run1.npy", "subject": "s", "zzzz": "x"}, ConfigError, "Known: file"),
         ({"file": "run1.npy", "subject": "s", "split": "dev"}, ConfigError, "split 'dev'"),
@@ -68,6 +70,24 @@ def test_mistakes_over_several_rows_are_named(study, tmp_path):
     (tmp_path / "study.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not a readable CSV"):
         pack_table(tmp_path / "study.csv", tmp_path / "out")
+
+
+def test_a_folder_is_no_table(tmp_path):
+    with pytest.raises(ConfigError, match=r"is a folder, not a table\. Give the \.csv or \.parquet file in it"):
+        pack_table(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("column", ["file", "mask", "events", "attributes", "image"])
+def test_every_named_file_is_looked_for_before_packing_starts(study, tmp_path, monkeypatch, column):
+    monkeypatch.setattr("cadiff.shards.table.pack_folder", lambda *_, **__: pytest.fail("packing started"))
+    row = {"file": "run1.npy", "subject": "s", "run": "1", "tr_s": "2"}
+    table = study(row, {**row, "run": "2", "file": "run2.npz", "key": "bold", column: "there/gone.nii"})
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:2], "", lines[2]]) + "\n")  # lines are counted as an editor does
+    told = rf"study\.csv, line 4, column {column}: {tmp_path}/there/gone\.nii: no such file\. Correct the path"
+    with pytest.raises(DataError, match=told):
+        pack_table(table, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_in_two_splits_is_refused(study, tmp_path):
@@ -142,6 +162,9 @@ def test_names_in_a_parquet_table_are_text_or_whole_numbers(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             pack_table(write_parquet(path, **{**files, column: [value]}), tmp_path / "out")
+    with pytest.raises(DataError, match=r"t\.parquet, row 2, column file: .*gone\.npy: no such file"):
+        np.save(tmp_path / "run1.npy", np.eye(3))
+        pack_table(write_parquet(path, file=["run1.npy", "gone.npy"], subject=["s", "s"]), tmp_path / "out")
     path.write_bytes(b"PAR1 but no more")
     with pytest.raises(ConfigError, match="not a readable Parquet file"):
         pack_table(path, tmp_path / "out")
