@@ -73,6 +73,7 @@ def pack_here(options: argparse.Namespace) -> None:
 
     root, out = options.pack
     how = {"roi": options.roi, "window": options.window, "scans": options.scans, "workers": options.workers}
+    how["val_fraction"] = 0.0  # all subjects are copies of one run, which two splits may not share
     subjects, peaks, over = sys.stdin.read().split(), {}, threading.Event()
     watch = threading.Thread(target=_watch, args=(peaks, over))
     watch.start()
