@@ -5,6 +5,8 @@ PIP = $(VENV)/bin/python -m pip
 # xformers has CUDA operators only: it is installed where there is an NVIDIA GPU.
 EXTRAS = test$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,xformers)
 READY = $(VENV)/.ready
+# Test files that run side by side. More than 2 pay off from 8 cores: some tests start two ranks of their own.
+AT_ONCE ?= 2
 
 .PHONY: demo test test-slow test-gpu lint coverage clean
 
@@ -13,7 +15,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/coverage erase
-	$(VENV)/bin/coverage run -m pytest $(ARGS)
+	$(VENV)/bin/coverage run -m pytest -n $(AT_ONCE) --dist loadfile $(ARGS)
 	$(VENV)/bin/coverage combine -q
 	$(VENV)/bin/coverage report --fail-under=85 --skip-covered
 	$(MAKE) --no-print-directory lint

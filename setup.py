@@ -44,7 +44,14 @@ setup(
         "s3": ["s3fs>=2025.1"],
         "gs": ["gcsfs>=2025.1"],
         "http": ["aiohttp>=3.10"],
-        "test": ["aiohttp>=3.10", "pytest>=8", "pytest-cov>=6", "coverage>=7.10", "ruff>=0.14"],
+        "test": [
+            "aiohttp>=3.10",
+            "coverage>=7.10",
+            "hypothesis>=6.140",
+            "pytest>=8",
+            "pytest-xdist>=3.8",
+            "ruff>=0.14",
+        ],
     },
     entry_points={"console_scripts": ["cadiff = cadiff.launch.cli:main"]},
 )

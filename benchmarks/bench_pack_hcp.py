@@ -1,6 +1,6 @@
 """Packing HCP runs: how fast is it beside reading the raw files, and does its memory grow with the number of runs?
 
-    python benchmarks/bench_pack_hcp.py --folder DIR       # one JSON line; see --help for sizes
+    python benchmarks/bench_pack_hcp.py --folder DIR       # one JSON object; see --help for sizes
 
 One run of the simulator is written once for every run of every subject, each copy a file of its own. All files are read
 from the first byte to the last, and packed, each with the page cache dropped for these files ("cold") and filled
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ import threading
 import time
 from pathlib import Path
 
+from cadiff.launch.machine import machine
 from cadiff.shards.synthetic.hcp_files import FILE_END, REST_RUNS, REST_TR_S, brain_noise, save_dtseries
 
 
@@ -157,6 +157,8 @@ def main() -> None:
     if options.pack:
         pack_here(options)
         return
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-pack-hcp-") as folder:
         root, out = Path(folder) / "raw", Path(folder) / "packed"
         names = write_study(root, options.subjects, options.runs, options.frames)
@@ -165,11 +167,9 @@ def main() -> None:
         "bench": "pack_hcp",
         **{name: value for name, value in vars(options).items() if name not in ("folder", "pack")},
         "sizes": sizes,
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
+        "machine": machine(),
     }
-    print(json.dumps(row))
+    print(json.dumps(row, indent=1))
 
 
 if __name__ == "__main__":

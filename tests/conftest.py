@@ -1,5 +1,6 @@
 """A tiny world that many tests share: one packed set of 48 coloured squares seen by two people."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def pytest_collection_modifyitems(items):
         if not torch.cuda.is_available():
             for item in needing:
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _log_as_at_the_start():
+    """A test that ran the command line with --quiet does not silence the next one's log."""
+    log = logging.getLogger("cadiff")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 TINY_JOB = """
