@@ -78,25 +78,34 @@ def stream_warm(shards: Path, batch: int, seconds: float, workers: int, order: s
 
 
 def stream_cold(shards: Path, batch: int, workers: int, order: str) -> dict[str, Any]:
-    """One epoch with the files out of the page cache, and reading the same files from one end to the other."""
+    """One epoch with the files out of the page cache, and reading the same files from one end to the other.
+
+    Beside the whole epoch, ``steady``: from the first batch to the last byte read. A set of this size is two windows,
+    and filling the first one, which has a figure of its own, would be most of it; a large set is nearly all steady.
+    """
     tars = sorted(shards.glob("fmri-*.tar"))
-    disk, epochs, first = [], [], []
+    disk, epochs, steady, first = [], [], [], []
     for _ in range(3):
         disk.append(_read_through(tars))
         _, stream = _stream(shards, batch, workers, order)
+        checks = stream.datasets[0].checks
         _drop(tars)
+        seen = []
         began = time.perf_counter()
-        for step, _, _ in stream.iterate(0, stream.steps_per_epoch):
-            if step == 0:
-                first.append(time.perf_counter() - began)
-        size = stream.datasets[0].checks.bytes_read  # of the training samples' blocks, once each
-        epochs.append(size / (time.perf_counter() - began))
+        for _, _, _ in stream.iterate(0, stream.steps_per_epoch):
+            seen.append((time.perf_counter() - began, checks.bytes_read))
+        size = checks.bytes_read  # of the training samples' blocks, once each
+        first.append(seen[0][0])
+        epochs.append(size / seen[-1][0])
+        last = next(when for when, read in seen if read == size)
+        steady.append((size - seen[0][1]) / (last - seen[0][0]) if last > seen[0][0] else epochs[-1])
         samples = stream.steps_per_epoch * stream.batch / size
-        del stream, _
+        del stream, checks, _
         gc.collect()  # pages that are mapped cannot be dropped
-    rate, most = statistics.median(epochs), statistics.median(disk)
+    rate, flow, most = (statistics.median(rates) for rates in (epochs, steady, disk))
     return {
         "samples_per_s": samples * rate, "bytes_per_s": rate, "disk_bytes_per_s": most, "share_of_disk": rate / most,
+        "steady_bytes_per_s": flow, "steady_share_of_disk": flow / most,
         "first_batch_s": statistics.median(first), "rss_mb": _rss(),
     }  # fmt: skip
 

@@ -46,6 +46,9 @@ def test_every_contender_is_measured_beside_its_limit(told):
             assert entry["share_of_limit"] == pytest.approx(entry["samples_per_s"] / entry["limit_per_s"])
         if "cold" in entry["name"]:
             assert entry["share_of_disk"] == pytest.approx(entry["bytes_per_s"] / entry["disk_bytes_per_s"])
+            assert entry["steady_share_of_disk"] == pytest.approx(
+                entry["steady_bytes_per_s"] / entry["disk_bytes_per_s"]
+            )
 
 
 def test_the_page_shows_every_figure(told, tmp_path):

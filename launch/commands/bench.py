@@ -73,6 +73,8 @@ def _subject(told: dict[str, Any]) -> str:
 def _line(entry: dict[str, Any]) -> str:
     share = entry.get("share_of_limit", entry.get("share_of_disk"))
     beside = "" if share is None else f"{100 * share:>5.0f} % of {'disk' if 'share_of_disk' in entry else 'limit'}"
+    if "steady_share_of_disk" in entry:
+        beside += f", {100 * entry['steady_share_of_disk']:.0f} % once it flows"
     speed = f"{entry['bytes_per_s'] / 1e9:6.2f} GB/s" if "bytes_per_s" in entry else " " * 11
     first = f"first batch {entry['first_batch_s']:.3f} s" if "first_batch_s" in entry else ""
     start = f"{entry['name']:<38}{entry['samples_per_s']:>11,.0f}/s {speed}"
