@@ -1,8 +1,9 @@
-"""The one place that decides, once per process and kind of device, whether kernels run in Triton or in plain PyTorch.
+"""The one place that decides, once per process and kind of device, which of three backends the kernels run in.
 
 The environment variable CADIFF_KERNELS decides:
-    auto       Triton on GPUs, plain PyTorch on CPUs (default)
-    reference  plain PyTorch everywhere
+    auto       Triton on GPUs, the fast PyTorch path on CPUs (default)
+    reference  the definition, in plain PyTorch, everywhere
+    torch      the fast PyTorch path everywhere: the same operations by pieces, without what the definition writes
     triton     Triton everywhere; on a CPU this needs Triton's interpreter, TRITON_INTERPRET=1
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from cadiff.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-_CHOICES = ("auto", "reference", "triton")
+_CHOICES = ("auto", "reference", "torch", "triton")
 
 
 def use_triton(tensor: Tensor) -> bool:
@@ -30,22 +31,24 @@ def use_triton(tensor: Tensor) -> bool:
 
 @functools.cache
 def backend(device_type: str) -> str:
-    """Choose "reference" or "triton" for a kind of device ("cpu", "cuda"); later calls repeat the first answer.
+    """Choose "reference", "torch" or "triton" for a kind of device ("cpu"…); later calls repeat the first answer.
 
     Raises:
-        ConfigError: CADIFF_KERNELS is not one of its three values, or asks for a Triton that cannot run here.
+        ConfigError: CADIFF_KERNELS is not one of its values, or asks for a Triton that cannot run here.
     """
     asked = _asked()
-    if asked == "reference" or (asked == "auto" and device_type != "cuda"):
-        return "reference"
+    if asked in ("reference", "torch"):
+        return asked
+    if asked == "auto" and device_type != "cuda":
+        return "torch"
     if importlib.util.find_spec("triton") is None:
         if asked == "triton":
             raise ConfigError(
                 "CADIFF_KERNELS=triton, but Triton is not installed; expected triton 3.6 or newer. "
-                "Run pip install triton, or set CADIFF_KERNELS=reference."
+                "Run pip install triton, or set CADIFF_KERNELS=torch."
             )
         _log.warning("Triton is not installed: the kernels step aside for plain PyTorch on %s.", device_type)
-        return "reference"
+        return "torch"
     if device_type != "cuda" and not _interpreted():
         raise ConfigError(
             f"CADIFF_KERNELS=triton on a {device_type}, where Triton only runs in its interpreter, and that is off; "
@@ -54,7 +57,7 @@ def backend(device_type: str) -> str:
         )
     if asked == "auto" and (problem := _why_no_triton(device_type)):
         _log.warning("The kernels step aside for plain PyTorch on %s, because %s.", device_type, problem)
-        return "reference"
+        return "torch"
     return "triton"
 
 
@@ -80,7 +83,7 @@ def describe(device: torch.device | str | None = None) -> dict[str, str]:
         device: whose kernels; without it, the GPU if there is one.
 
     Returns:
-        kernels ("reference", "triton" or "triton interpreter"), asked, device, triton (its version or "not installed").
+        kernels ("reference", "torch", "triton" or "triton interpreter"), asked, device, triton (its version or "not installed").
     """
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     live = backend(kind)
