@@ -29,13 +29,18 @@ def use_triton(tensor: Tensor) -> bool:
     return backend(tensor.device.type) == "triton"
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def backend(device_type: str) -> str:
     """Choose "reference", "torch" or "triton" for a kind of device ("cpu"…); later calls repeat the first answer.
 
     Raises:
         ConfigError: CADIFF_KERNELS is not one of its values, or asks for a Triton that cannot run here.
     """
+    return _choose(device_type)
+
+
+@functools.cache
+def _choose(device_type: str) -> str:
     asked = _asked()
     if asked in ("reference", "torch"):
         return asked
@@ -61,6 +66,11 @@ def backend(device_type: str) -> str:
     return "triton"
 
 
+def forget() -> None:
+    """Choose again at the next call, for tests that change CADIFF_KERNELS."""
+    _choose.cache_clear()
+
+
 def _why_no_triton(device_type: str) -> str | None:
     """What keeps Triton from compiling and running a kernel here, or None; it needs a C compiler at first use."""
     from cadiff.kernels.triton_patch_embed import MaskedPatchEmbed
@@ -83,7 +93,8 @@ def describe(device: torch.device | str | None = None) -> dict[str, str]:
         device: whose kernels; without it, the GPU if there is one.
 
     Returns:
-        kernels ("reference", "torch", "triton" or "triton interpreter"), asked, device, triton (its version or "not installed").
+        kernels ("reference", "torch", "triton" or "triton interpreter"), asked, device, triton (its version or "not
+        installed").
     """
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     live = backend(kind)
@@ -99,10 +110,11 @@ def describe(device: torch.device | str | None = None) -> dict[str, str]:
 def self_check(device: torch.device | str) -> None:
     """Compare every kernel that is live on ``device`` with its reference, forward and backward, on a small input.
 
-    Takes milliseconds (and Triton's compile time on a GPU). Inputs are fixed, in float32; nothing global changes.
+    With several ranks, all call it: they also compare the contrastive loss of all ranks with that of one process. Takes
+    milliseconds (and Triton's compile time on a GPU). Inputs are fixed, in float32; nothing global changes.
 
     Raises:
-        ConfigError: they disagree, which means a broken Triton, driver or compiler cache.
+        ConfigError: they disagree, which means a broken Triton, driver, compiler cache or network.
     """
     from cadiff.kernels import patch_embed, similarity
 
@@ -114,6 +126,10 @@ def self_check(device: torch.device | str) -> None:
                     f"{module.__name__} on {device}: the {describe(device)['kernels']} kernel is off by {worst:.3g}, "
                     "expected at most 1e-4. Empty Triton's cache (~/.triton/cache), or set CADIFF_KERNELS=reference."
                 )
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        from cadiff.kernels.similarity_ranks import check_ranks
+
+        check_ranks(torch.device(device))
 
 
 def _asked() -> str:

@@ -1,53 +1,154 @@
-"""Row-wise log-sum-exp of a similarity matrix in Triton: tiles are made, summed and forgotten, never written.
+"""Contrastive similarity in Triton: tiles are made, summed and forgotten; gradients from strips of the matrix.
 
-Imported only where cadiff.kernels.dispatch has chosen Triton. The running maximum and sum are those of online softmax
-(Milakov and Gimelshein, 2018).
+Imported only where cadiff.kernels.dispatch has chosen Triton. Forward writes a few numbers per row and column. Backward
+makes the matrix again in strips of rows, as gradients of the similarities, and two matrix products per strip make
+gradients of the rows of them: one kernel for both would have to hold a whole row of features, up to 91,282 of them, for
+every row of a tile. Every sum is made in an order that depends on the shapes alone.
 
-Legend: B anchors, N targets, F features.
+Legend: B anchors, N targets, F features, M and N rows and columns of a tile, R rows of a strip.
 """
 
 from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-_BLOCK_B, _BLOCK_N, _BLOCK_F = 64, 64, 32
+from cadiff.kernels import similarity_torch
+from cadiff.kernels.pairs import count_positives
+from cadiff.kernels.triton_similarity_tiles import force_tile, lse_tile, unit_row
+from cadiff.kernels.tuning import precision, tiles
+
+FORWARD = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_F": 64, "num_warps": 8, "num_stages": 3}
+CANDIDATES = [
+    {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_F": f, "num_warps": warps, "num_stages": stages}
+    for m, n, f, warps in ((128, 128, 64, 8), (128, 128, 32, 8), (128, 256, 64, 8), (64, 128, 64, 4), (64, 64, 64, 4))
+    for stages in (3, 4)
+]
+_PROGRAMS = 512  # about what fills a GPU; fixed, so that the order of summing never hangs on the GPU
+_GROUP = 256  # row blocks whose parts of the columns are held at once: 256 numbers a column, whatever the batch
+STRIP = 1 << 27  # entries of a strip: 256 MiB in bfloat16
+_PAD = 64  # rows begin at multiples of this, the largest BLOCK_F: whole and aligned loads for any number of features
 
 
-def log_sum_exp(anchor_BF: Tensor, target_NF: Tensor, temperature: float) -> Tensor:
-    """logsumexp_j <a_i, t_j> / temperature for each row; contiguous inputs, sums in float32; returns float32 (B,)."""
-    (batch, features), targets = anchor_BF.shape, target_NF.shape[0]
-    lse_B = torch.empty(batch, dtype=torch.float32, device=anchor_BF.device)
-    _log_sum_exp[(triton.cdiv(batch, _BLOCK_B),)](
-        anchor_BF, target_NF, lse_B, batch, targets, features, 1.0 / temperature, _BLOCK_B, _BLOCK_N, _BLOCK_F
-    )
-    return lse_B
+def kept_shape(anchor_BF: Tensor, target_NF: Tensor) -> tuple[int, int]:
+    """Nothing is kept, except in float64, which runs in PyTorch."""
+    return similarity_torch.kept_shape(anchor_BF, target_NF) if anchor_BF.dtype == torch.float64 else (0, 0)
 
 
-@triton.jit
-def _log_sum_exp(
-    anchor, target, lse, batch, targets, features, sharpness,
-    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    # One program reads all targets for BLOCK_B anchors.
-    i = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
-    anchor_row = anchor + i[:, None] * features
-    top = tl.full((BLOCK_B,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK_B,), dtype=tl.float32)
-    for first in range(0, targets, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N).to(tl.int64)
-        target_row = target + j[:, None] * features
-        s = tl.zeros((BLOCK_B, BLOCK_N), dtype=tl.float32)
-        for at in range(0, features, BLOCK_F):
-            f = at + tl.arange(0, BLOCK_F)
-            inside = (f < features)[None, :]
-            a = tl.load(anchor_row + f[None, :], mask=(i < batch)[:, None] & inside, other=0.0).to(tl.float32)
-            t = tl.load(target_row + f[None, :], mask=(j < targets)[:, None] & inside, other=0.0).to(tl.float32)
-            s += tl.dot(a, tl.trans(t), input_precision="ieee")
-        s = tl.where((j < targets)[None, :], s * sharpness, float("-inf"))
-        new_top = tl.maximum(top, tl.max(s, axis=1))
-        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(s - new_top[:, None]), axis=1)
-        top = new_top
-    tl.store(lse + i, top + tl.log(total), mask=i < batch)
+def log_sum_exp(
+    anchor_BF: Tensor, target_NF: Tensor, scale: Tensor, first: int,
+    ids_2B: Tensor | None, ids_2N: Tensor | None, repeats: int, subjects: int, columns: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See cadiff.kernels.similarity_ops.similarity."""
+    rules = (ids_2B, ids_2N, repeats, subjects)
+    if scale.dtype == torch.float64:
+        return similarity_torch.log_sum_exp(anchor_BF, target_NF, scale, first, *rules, columns)
+    unit_BF, unit_NF, _, _ = _unit_rows(anchor_BF, target_NF)
+    (rows, padded), targets = unit_BF.shape, len(unit_NF)
+    config = tiles("similarity", unit_BF.device, FORWARD, B=rows, N=targets, F=padded)
+    height, width = triton.cdiv(rows, config["BLOCK_M"]), triton.cdiv(targets, config["BLOCK_N"])
+    per_split = triton.cdiv(width, max(1, min(width, _PROGRAMS // height)))
+    splits = triton.cdiv(width, per_split)
+    row_SB, positive_SB = scale.new_empty(splits, rows), scale.new_empty(splits, rows)
+    column_N = scale.new_full((targets if columns else 0,), float("-inf"))
+    step = _GROUP if columns else height
+    for top in range(0, height, step):
+        group = min(step, height - top)
+        part_GN = scale.new_empty(group, targets) if columns else column_N
+        lse_tile[(group, splits)](
+            unit_BF, unit_NF, scale, *_ids(ids_2B, ids_2N, unit_BF), row_SB, positive_SB, part_GN,
+            rows, targets, padded, first, top, per_split,
+            **_flags(unit_BF, ids_2B, repeats, subjects, columns), **config,
+        )  # fmt: skip
+        if columns:
+            column_N = torch.logsumexp(torch.cat((column_N[None], part_GN)), 0)
+    positive_B = positive_SB.sum(0)
+    positive_B /= count_positives(ids_2B, ids_2N, repeats, True, positive_B).clamp_min_(1)
+    return torch.logsumexp(row_SB, 0), column_N, positive_B, scale.new_empty(0, 0)
+
+
+def gradient(
+    anchor_BF: Tensor, target_NF: Tensor, scale: Tensor, row_B: Tensor, column_N: Tensor, kept_BN: Tensor,
+    grad_row_B: Tensor, grad_column_N: Tensor, grad_positive_B: Tensor, first: int,
+    ids_2B: Tensor | None, ids_2N: Tensor | None, repeats: int, subjects: int, wants: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """See cadiff.kernels.similarity_ops.similarity_gradient."""
+    if scale.dtype == torch.float64:
+        return similarity_torch.gradient(
+            anchor_BF, target_NF, scale, row_B, column_N, kept_BN, grad_row_B, grad_column_N, grad_positive_B, first,
+            ids_2B, ids_2N, repeats, subjects, wants,
+        )  # fmt: skip
+    unit_BF, unit_NF, norm_B, norm_N = _unit_rows(anchor_BF, target_NF)
+    share_B = grad_positive_B / count_positives(ids_2B, ids_2N, repeats, True, row_B).clamp_min_(1)
+    # Strips are held in the features' dtype: relative to the largest gradient nothing of weight is lost in float16.
+    most = torch.cat((grad_row_B, grad_column_N, grad_positive_B)).abs().amax().clamp_min(1e-30)
+    (rows, padded), targets = unit_BF.shape, len(unit_NF)
+    config = tiles("similarity", unit_BF.device, FORWARD, B=rows, N=targets, F=padded)
+    step = max(1, STRIP // targets // config["BLOCK_M"]) * config["BLOCK_M"]
+    features = anchor_BF.shape[1]
+    grad_BF, grad_NF = (row_B.new_zeros(side.shape if want else 0) for side, want in zip((anchor_BF, target_NF), wants))
+    pull_B, pull_N = row_B.new_zeros(rows), row_B.new_zeros(targets)
+    for top in range(0, rows, step):
+        strip = slice(top, min(top + step, rows))
+        height, width = triton.cdiv(strip.stop - top, config["BLOCK_M"]), triton.cdiv(targets, config["BLOCK_N"])
+        force_RN = unit_BF.new_empty(strip.stop - top, targets)
+        across_WR, down_HN = row_B.new_empty(width, strip.stop - top), row_B.new_empty(height, targets)
+        force_tile[(height, width)](
+            unit_BF, unit_NF, scale, *_ids(ids_2B, ids_2N, unit_BF), row_B, column_N, grad_row_B / most,
+            grad_column_N / most, share_B / most, force_RN, across_WR, down_HN,
+            rows, targets, padded, first, top, strip.stop - top,
+            **_flags(unit_BF, ids_2B, repeats, subjects, len(column_N) > 0), **config,
+        )  # fmt: skip
+        pull_B[strip] = across_WR.sum(0)
+        pull_N += down_HN.sum(0)
+        if wants[0]:
+            grad_BF[strip] = force_RN @ unit_NF[:, :features]
+        if wants[1]:
+            grad_NF += force_RN.T @ unit_BF[strip, :features]
+    return _finish((anchor_BF, target_NF), (grad_BF, grad_NF), (norm_B, norm_N), (pull_B, pull_N), scale, most, wants)
+
+
+def _finish(sides, grads, norms, pulls, scale: Tensor, most: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
+    for side, grad, norm, pull, want in zip(sides, grads, norms, pulls, wants):
+        if want:
+            similarity_torch.through_length(grad, side, norm, pull, scale)
+            grad.mul_(most)
+    return (*(grad.to(side.dtype) for side, grad in zip(sides, grads)), pulls[0].sum() * most / scale)
+
+
+def _unit_rows(anchor_BF: Tensor, target_NF: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows of length one in the wider of the two dtypes, with zeros behind, and their lengths in float32."""
+    dtype = torch.promote_types(anchor_BF.dtype, target_NF.dtype)
+    padded = triton.cdiv(anchor_BF.shape[1], _PAD) * _PAD
+    out = []
+    for rows_BF in (anchor_BF, target_NF):
+        unit_BF = torch.empty((len(rows_BF), padded), dtype=dtype, device=rows_BF.device)
+        norm_B = torch.empty(len(rows_BF), dtype=torch.float32, device=rows_BF.device)
+        block = min(4096, triton.next_power_of_2(padded))
+        unit_row[(len(rows_BF),)](
+            rows_BF,
+            unit_BF,
+            norm_B,
+            *rows_BF.stride(),
+            rows_BF.shape[1],
+            padded,
+            similarity_torch.SHORTEST,
+            BLOCK=block,
+        )
+        out += [unit_BF, norm_B]
+    return out[0], out[2], out[1], out[3]
+
+
+def _ids(ids_2B: Tensor | None, ids_2N: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    if ids_2B is None or ids_2N is None:
+        return like, like  # never read
+    return ids_2B.contiguous(), ids_2N.contiguous()
+
+
+def _flags(unit_BF: Tensor, ids_2B: Tensor | None, repeats: int, subjects: int, columns: bool) -> dict[str, object]:
+    ruled = ids_2B is not None
+    return {
+        "REPEATS": repeats if ruled else 0, "SUBJECTS": subjects if ruled else 0, "COLUMNS": columns,
+        **precision(unit_BF),
+    }  # fmt: skip

@@ -11,8 +11,8 @@ def choose(monkeypatch):
 
     def set_kernels(value):
         monkeypatch.setenv("CADIFF_KERNELS", value)
-        dispatch.backend.cache_clear()
+        dispatch.forget()
 
     yield set_kernels
     monkeypatch.undo()
-    dispatch.backend.cache_clear()
+    dispatch.forget()

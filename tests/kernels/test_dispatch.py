@@ -35,22 +35,22 @@ def test_a_gpu_where_triton_cannot_compile_steps_aside_aloud(choose, monkeypatch
     assert reason == "Triton does not run here (RuntimeError: Failed to find C compiler.)"
     monkeypatch.setattr(dispatch, "_why_no_triton", lambda device_type: reason)
     choose("auto")
-    assert dispatch.backend("cuda") == "reference"
+    assert dispatch.backend("cuda") == "torch"
     assert "step aside for plain PyTorch on cuda, because Triton does not run here" in caplog.text
     choose("triton")
     assert dispatch.backend("cuda") == "triton"  # by name it is not probed: its own error tells more
 
 
-@pytest.mark.parametrize("value", ["auto", "reference"])
-def test_a_cpu_runs_plain_pytorch(choose, value):
+@pytest.mark.parametrize(("value", "live"), [("auto", "torch"), ("torch", "torch"), ("reference", "reference")])
+def test_a_cpu_runs_plain_pytorch(choose, value, live):
     choose(value)
     assert not dispatch.use_triton(torch.zeros(1))
-    assert dispatch.describe("cpu").items() >= {"kernels": "reference", "asked": value, "device": "cpu"}.items()
+    assert dispatch.describe("cpu").items() >= {"kernels": live, "asked": value, "device": "cpu"}.items()
 
 
 def test_an_unknown_value_is_refused_with_the_known_ones(choose):
     choose("cuda")
-    with pytest.raises(ConfigError, match="'cuda'; expected one of auto, reference, triton"):
+    with pytest.raises(ConfigError, match="'cuda'; expected one of auto, reference, torch, triton"):
         dispatch.backend("cpu")
 
 
@@ -70,7 +70,7 @@ def test_triton_by_name_without_triton_says_how_to_get_it(choose, without_triton
 def test_a_gpu_without_triton_steps_aside_aloud(choose, without_triton, caplog):
     choose("auto")
     assert dispatch.describe("cuda") == {
-        "kernels": "reference", "asked": "auto", "device": "cuda", "triton": "not installed"
+        "kernels": "torch", "asked": "auto", "device": "cuda", "triton": "not installed"
     }  # fmt: skip
     assert "step aside" in caplog.text
 
@@ -97,6 +97,6 @@ def test_a_healthy_machine_passes_its_check(choose):
 def test_a_kernel_that_disagrees_with_its_reference_stops_the_job(choose, monkeypatch, module, name):
     choose("auto")
     right = getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *args: right(*args) * 1.01)
+    monkeypatch.setattr(module, name, lambda *args, **options: right(*args, **options) * 1.01)
     with pytest.raises(ConfigError, match=rf"{module.__name__} on cpu.*off by"):
         dispatch.self_check("cpu")

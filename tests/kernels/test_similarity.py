@@ -1,76 +1,95 @@
-"""InfoNCE: the number by hand, chunks equal to the definition, and two ranks equal to one process with all the data."""
+"""The contrastive loss: numbers by hand, tiles equal to the definition, policies, cached negatives, memory."""
 
+import itertools
 import math
 
 import pytest
 import torch
-import torch.multiprocessing
-from torch import distributed
+from similarity_world import answer, close, draw, some_pairs, truth
 
-from cadiff.kernels import similarity
-from cadiff.kernels.similarity import info_nce, info_nce_reference
-
-
-def draw(*shapes, dtype=torch.float32):
-    source = torch.Generator().manual_seed(5)
-    return [torch.randn(*shape, generator=source).to(dtype).requires_grad_() for shape in shapes]
+from cadiff.errors import ConfigError
+from cadiff.kernels import similarity_torch
+from cadiff.kernels.pairs import REPEATS, SUBJECTS, Pairs
+from cadiff.kernels.similarity import Cached, info_nce, info_nce_reference
+from cadiff.kernels.similarity_ops import plain_similarity, similarity_gradient
 
 
-def loss_and_gradients(loss_of, leaves, *args, **kwargs):
-    loss = loss_of(*leaves, *args, **kwargs)
-    return (loss.detach(), *torch.autograd.grad(loss, leaves))
+@pytest.fixture(params=["at once", "by tiles"])
+def tiles(request, monkeypatch):
+    if request.param == "by tiles":
+        monkeypatch.setattr(similarity_torch, "TILE", 40)
+        monkeypatch.setattr(similarity_torch, "BLOCK", 60)
+        monkeypatch.setattr(similarity_torch, "KEEP", 0)
 
 
 def test_the_loss_of_two_samples_by_hand():
     anchor_BF = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     target_BF = torch.tensor([[5.0, 0.0], [1.0, 1.0]])  # cosines: 1 and 0.7071; 0 and 0.7071
     c = math.sqrt(0.5)
-    by_hand = (math.log(math.exp(2) + math.exp(2 * c)) - 2 + math.log(1 + math.exp(2 * c)) - 2 * c) / 2
+    rows = (math.log(math.exp(2) + math.exp(2 * c)) - 2 + math.log(1 + math.exp(2 * c)) - 2 * c) / 2
+    columns = (math.log(math.exp(2) + 1) - 2 + math.log(2 * math.exp(2 * c)) - 2 * c) / 2
     for loss_of in (info_nce, info_nce_reference):
-        assert loss_of(anchor_BF, target_BF, 0.5).item() == pytest.approx(by_hand, rel=1e-6)
+        assert loss_of(anchor_BF, target_BF, 0.5).item() == pytest.approx(rows, rel=1e-6)
+        both = loss_of(anchor_BF, target_BF, 0.5, symmetric=True).item()
+        assert both == pytest.approx((rows + columns) / 2, rel=1e-6)
 
 
-def test_it_is_the_anchors_that_choose_among_targets():
-    anchor_BF, target_BF = draw((4, 3), (4, 3))
-    assert info_nce(anchor_BF, target_BF, 0.1).item() != pytest.approx(
-        info_nce(target_BF, anchor_BF, 0.1).item(), rel=1e-3
+def test_policies_by_hand():
+    cosines = torch.tensor([[1.0, 0.5, -0.5], [0.5, 1.0, 0.0], [-0.5, 0.0, 1.0]])
+    anchor_BF, target_BF = cosines.double(), torch.eye(3).double()
+    anchor_BF = torch.linalg.vector_norm(anchor_BF, dim=1, keepdim=True).reciprocal() * anchor_BF
+    e, s = torch.exp(anchor_BF), anchor_BF
+    seen = torch.tensor([7, 7, -1])
+    dropped = -sum(
+        math.log(e[i, i] / sum(e[i, j] for j in range(3) if (i, j) not in ((0, 1), (1, 0)))) for i in range(3)
     )
+    more = sum(math.log(e[i].sum()) for i in range(3)) - (s[0, :2].mean() + s[1, :2].mean() + s[2, 2])
+    for loss_of in (info_nce, info_nce_reference):
+        got = loss_of(anchor_BF, target_BF, 1.0, pairs=Pairs(seen, "drop")).item()
+        assert got == pytest.approx(dropped / 3, rel=1e-9)
+        got = loss_of(anchor_BF, target_BF, 1.0, pairs=Pairs(seen, "positive")).item()
+        assert got == pytest.approx(more.item() / 3, rel=1e-9)
+        one_each = Pairs(subject_B=torch.arange(3), subjects="within")
+        assert loss_of(anchor_BF, target_BF, 1.0, pairs=one_each).item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize(("B", "F"), [(2, 1), (3, 41), (16, 272), (65, 130)])
-@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
-@pytest.mark.parametrize("chunk", [1, 200, 1 << 22], ids=["row by row", "a few rows", "at once"])
-def test_value_and_gradients_equal_the_definition(B, F, temperature, chunk, monkeypatch):
-    monkeypatch.setattr(similarity, "_CHUNK", chunk)
-    leaves = draw((B, F), (B, F))
-    got = loss_and_gradients(info_nce, leaves, temperature)
-    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    for mine, wanted in zip(got, loss_and_gradients(info_nce_reference, doubles, temperature), strict=True):
-        torch.testing.assert_close(mine, wanted.float(), atol=2e-5 / temperature, rtol=1e-4)
+@pytest.mark.parametrize("symmetric", [False, True], ids=["one direction", "symmetric"])
+@pytest.mark.parametrize(("repeats", "subjects"), list(itertools.product(REPEATS, SUBJECTS)))
+def test_values_and_gradients_equal_the_definition_under_every_policy(repeats, subjects, symmetric, tiles):
+    for batch, features in ((1, 3), (2, 1), (19, 7), (33, 5)):
+        leaves = [*draw((batch, features), (batch, features)), torch.tensor(0.2)]
+        options = {"symmetric": symmetric, "pairs": some_pairs(batch, repeats, subjects)}
+        close(answer(info_nce, leaves, **options), truth(leaves, **options), 1e-4)
+        doubles = [leaf.double() for leaf in leaves]
+        close(answer(info_nce, doubles, **options), truth(leaves, **options), 1e-10)
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 1.0, 100.0])
+def test_extreme_temperatures(temperature, tiles):
+    leaves = draw((16, 40), (16, 40))
+    close(answer(info_nce, leaves, temperature), truth(leaves, temperature), 1e-6 / min(temperature, 0.1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_features_are_compared_in_float32(dtype):
     leaves = draw((7, 33), (7, 33), dtype=dtype)
-    got = loss_and_gradients(info_nce, leaves, 0.1)
+    got = answer(info_nce, leaves, 0.1, symmetric=True)
     assert [tensor.dtype for tensor in got] == [torch.float32, dtype, dtype]
-    floats = [leaf.detach().float().requires_grad_() for leaf in leaves]
-    for mine, wanted in zip(got, loss_and_gradients(info_nce_reference, floats, 0.1), strict=True):
-        torch.testing.assert_close(mine.float(), wanted, atol=2e-3, rtol=1e-2)
+    close(got, truth(leaves, 0.1, symmetric=True), 1e-2)
 
 
 def test_autocast_changes_neither_loss_nor_gradients():
     leaves = draw((9, 20), (9, 20))
-    plain = loss_and_gradients(info_nce, leaves, 0.1)
+    plain = answer(info_nce, leaves, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = loss_and_gradients(info_nce, leaves, 0.1)
+        mixed = answer(info_nce, leaves, 0.1)
     assert all(torch.equal(one, other) for one, other in zip(plain, mixed, strict=True))
 
 
 @pytest.mark.parametrize("learned", [0, 1], ids=["anchors", "targets"])
 def test_only_the_side_that_asks_gets_a_gradient(learned):
     leaves = draw((6, 5), (6, 5))
-    both = loss_and_gradients(info_nce, leaves, 0.1)[1 + learned]
+    both = answer(info_nce, leaves, 0.1)[1 + learned]
     leaves[1 - learned].requires_grad_(False)
     assert torch.equal(torch.autograd.grad(info_nce(*leaves, 0.1), leaves[learned])[0], both)
 
@@ -79,67 +98,103 @@ def test_a_large_batch_never_holds_the_whole_matrix(monkeypatch):
     sizes = []
     multiply = torch.mm
 
-    def spy(one, other, out=None):
-        product = multiply(one, other) if out is None else multiply(one, other, out=out)
-        sizes.append(product.numel())
-        return product
+    def spy(one, other, out):
+        sizes.append(out.numel())
+        return multiply(one, other, out=out)
 
     monkeypatch.setattr(torch, "mm", spy)
-    monkeypatch.setattr(similarity, "_CHUNK", 1000)
-    loss_and_gradients(info_nce, draw((100, 3), (100, 3)), 0.1)
-    assert len(sizes) == 30  # ten chunks: forward, recomputed in backward, gradient of the anchors
-    assert max(sizes) == 1000
+    for name, value in (("TILE", 1000), ("KEEP", 0), ("BLOCK", 150)):
+        monkeypatch.setattr(similarity_torch, name, value)
+    answer(info_nce, draw((100, 3), (100, 3)), 0.1)
+    assert len(sizes) == 20  # two columns of five tiles: forward, and made again in backward
+    assert max(sizes) <= 1000
+
+
+def test_what_is_kept_for_backward_does_not_grow_with_the_square_of_the_batch(monkeypatch):
+    monkeypatch.setattr(similarity_torch, "KEEP", 10_000)
+    held = {}
+    for batch in (100, 200, 400):
+        leaves, seen = draw((batch, 8), (batch, 8)), {}
+
+        def keep(tensor, seen=seen):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = info_nce(*leaves, 0.1, symmetric=True)
+        held[batch] = sum(seen.values())
+        del loss
+    assert held[100] > 10_000  # kept, to save a product
+    assert held[400] < 2.1 * held[200] < 20_000
 
 
 def test_a_sample_without_negatives_has_no_loss_but_keeps_the_graph():
     leaves = draw((1, 8), (1, 8))
-    for negatives in ("micro", "global"):
-        loss, *grads = loss_and_gradients(info_nce, leaves, 0.1, negatives=negatives)
-        assert loss.item() == 0
-        assert all(grad.abs().sum() == 0 for grad in grads)
+    for negatives in ("micro", "global", "ring"):
+        loss, *grads = answer(info_nce, leaves, 0.1, negatives=negatives)
+        assert loss.item() == pytest.approx(0, abs=1e-6)
+        assert all(grad.abs().max() < 1e-5 for grad in grads)
+    alone = Pairs(subject_B=torch.arange(5), subjects="within")  # every negative is forbidden
+    for loss in answer(info_nce, draw((5, 8), (5, 8)), 0.1, symmetric=True, pairs=alone):
+        assert loss.abs().max() < 1e-5
 
 
-def test_a_flat_signal_gives_finite_gradients():
-    leaves = draw((4, 6), (4, 6))
+def test_flat_huge_and_tiny_signals_give_finite_gradients():
+    leaves = draw((6, 6), (6, 6))
     with torch.no_grad():
         leaves[0][2] = 0
-    assert all(tensor.isfinite().all() for tensor in loss_and_gradients(info_nce, leaves, 0.1))
+        leaves[0][3] *= 1e30
+        leaves[1][4] *= 1e-9
+    got = answer(info_nce, leaves, 0.1)
+    close(got, truth(leaves, 0.1), 1e-5)
+    assert got[1][2].abs().max() == 0  # no direction to turn
 
 
-def _one_rank(rank: int, world: int, meeting: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    for batch in (1, 5):
-        _compare_with_one_process(rank, world, batch)
-    distributed.destroy_process_group()
+def test_cached_negatives_count_like_negatives_of_the_batch_but_get_no_gradient():
+    leaves = [*draw((5, 4), (5, 4), dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)]
+    old = draw((3, 4), (3, 4), dtype=torch.float64, seed=8)
+    seen_B, seen_C = torch.tensor([0, 1, 2, 3, -1]), torch.tensor([1, 9, -1])
+
+    def by_hand(anchor_BF, target_BF, temperature):
+        unit = torch.nn.functional.normalize
+        total = 0
+        for rows, others, cached in ((anchor_BF, target_BF, old[1]), (target_BF, anchor_BF, old[0])):
+            sim = unit(rows) @ unit(torch.cat((others, cached.detach()))).T / temperature
+            sim = sim.masked_fill(torch.arange(5)[:, None].eq(1) & torch.arange(8).eq(5), float("-inf"))  # both saw 1
+            total = total + torch.nn.functional.cross_entropy(sim, torch.arange(5)) / 2
+        return total
+
+    cached = Cached(*old, Pairs(seen_C, "drop"))
+    got = answer(info_nce, leaves, symmetric=True, pairs=Pairs(seen_B, "drop"), cached=cached)
+    close(got, answer(by_hand, leaves), 1e-10)
+    with pytest.raises(ValueError, match="another policy"):
+        info_nce(*leaves, pairs=Pairs(seen_B, "positive"), cached=cached)
 
 
-def _compare_with_one_process(rank: int, world: int, batch: int) -> None:
-    """The mean over ranks of this rank's loss and gradients against one process with the global batch."""
-    source = torch.Generator().manual_seed(9)
-    x_NI, y_NI = (torch.randn(world * batch, 6, generator=source) for _ in range(2))
-    weights = [torch.randn(6, 11, generator=source, requires_grad=True) for _ in range(2)]
-    own = slice(rank * batch, (rank + 1) * batch)
-
-    def gradients(rows, loss_of, learned):
-        loss = loss_of(x_NI[rows] @ weights[0], y_NI[rows] @ weights[1])
-        return loss.detach(), torch.autograd.grad(loss, learned)
-
-    for learned in (weights, weights[:1]):
-        weights[1].requires_grad_(len(learned) == 2)
-        loss, grads = gradients(own, lambda a, t: info_nce(a, t, 0.1, negatives="global"), learned)
-        for tensor in (loss, *grads):
-            distributed.all_reduce(tensor)
-            tensor /= world
-        wanted_loss, wanted = gradients(slice(None), lambda a, t: info_nce_reference(a, t, 0.1), learned)
-        torch.testing.assert_close(loss, wanted_loss, atol=1e-6, rtol=1e-5)
-        for mine, theirs in zip(grads, wanted, strict=True):
-            assert theirs.abs().max() > 0.01
-            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
-    local = info_nce(x_NI[own] @ weights[0], y_NI[own] @ weights[1], 0.1, negatives="micro")
-    torch.testing.assert_close(local, info_nce_reference(x_NI[own] @ weights[0], y_NI[own] @ weights[1], 0.1))
+def test_a_policy_without_its_numbers_is_refused():
+    with pytest.raises(ConfigError, match=r"repeats = 'drop' compares numbers.*Pass stimulus_B"):
+        Pairs(repeats="drop")
+    with pytest.raises(ConfigError, match="subjects is 'mine'; expected one of any, within, across"):
+        Pairs(subjects="mine")
 
 
-@pytest.mark.multiprocess
-def test_two_ranks_with_global_negatives_have_the_gradient_of_one_process(tmp_path):
-    torch.multiprocessing.spawn(_one_rank, (2, str(tmp_path / "meeting")), nprocs=2)
+@pytest.mark.parametrize("policy", [("negative", "any"), ("positive", "across")])
+def test_pytorch_accepts_the_operators(policy):
+    leaves = [*draw((6, 5), (6, 5)), torch.tensor(4.0, requires_grad=True)]
+    rules = some_pairs(6, *policy).rules(leaves[0])
+    told = (rules.ids_2B, rules.ids_2B, rules.repeats, rules.subjects)
+    for columns in (False, True):
+        torch.library.opcheck(plain_similarity, (*leaves, 0, *told, columns))
+    row_B, column_N, _, kept_BN = plain_similarity(*(leaf.detach() for leaf in leaves), 0, *told, True)
+    weights = [torch.full((6,), value) for value in (0.1, 0.2, -0.3)]
+    leaves = [leaf.detach() for leaf in leaves]
+    torch.library.opcheck(similarity_gradient, (*leaves, row_B, column_N, kept_BN, *weights, 0, *told, [True, False]))
+
+
+def test_a_compiled_loss_is_the_same_loss():
+    leaves = [*draw((6, 5), (6, 5)), torch.tensor(0.2)]
+    pairs = some_pairs(6, "drop", "any")
+    compiled = torch.compile(info_nce, backend="aot_eager", fullgraph=True)
+    got, wanted = (answer(loss_of, leaves, symmetric=True, pairs=pairs) for loss_of in (compiled, info_nce))
+    for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
