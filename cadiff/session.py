@@ -156,9 +156,9 @@ def check_batch(job: Job, stream: Stream) -> None:
     if job.phase != "phase1" and "image" not in stream.keys:
         raise ConfigError(f"data.shards: {job.data.shards} do not all hold pictures; {job.phase} needs them.")
     contrasts = job.phase == "phase1" and (job.loss.self_contrast or job.loss.cross_contrast) and job.loss.scale
-    if contrasts and job.loss.negatives == "global" and stream.accumulate > 1:
+    if contrasts and job.loss.negatives in ("global", "ring") and stream.accumulate > 1:
         raise ConfigError(
-            f"loss.negatives = 'global' means the whole batch of {job.train.batch}, but it is split into "
+            f"loss.negatives = '{job.loss.negatives}' means the whole batch of {job.train.batch}, but it is split into "
             f"{stream.accumulate} micro-batches a step. Raise train.micro_batch, use more ranks, or set "
             "loss.negatives=micro."
         )

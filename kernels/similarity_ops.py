@@ -85,17 +85,20 @@ def _save(ctx, inputs, output) -> None:
     row_B, column_N, _, kept_BN = output
     ctx.save_for_backward(anchor_BF, target_NF, scale, row_B, column_N, kept_BN, ids_2B, ids_2N)
     ctx.rest = (first, repeats, subjects)
-    ctx.set_materialize_grads(True)
+    ctx.set_materialize_grads(False)  # zeros for what is kept would be as large as that
 
 
 def _backward(ctx, grad_row_B, grad_column_N, grad_positive_B, _kept):
     anchor_BF, target_NF, scale, row_B, column_N, kept_BN, ids_2B, ids_2N = ctx.saved_tensors
     first, repeats, subjects = ctx.rest
     wants = list(ctx.needs_input_grad[:2])
+    grad_row_B, grad_column_N, grad_positive_B = (
+        torch.zeros_like(value) if grad is None else grad.contiguous()
+        for grad, value in ((grad_row_B, row_B), (grad_column_N, column_N), (grad_positive_B, row_B))
+    )
     grad_BF, grad_NF, grad_scale = similarity_gradient(
         anchor_BF, target_NF, scale, row_B, column_N, kept_BN,
-        grad_row_B.contiguous(), grad_column_N.contiguous(), grad_positive_B.contiguous(), first,
-        ids_2B, ids_2N, repeats, subjects, wants,
+        grad_row_B, grad_column_N, grad_positive_B, first, ids_2B, ids_2N, repeats, subjects, wants,
     )  # fmt: skip
     grads = (grad_BF if wants[0] else None, grad_NF if wants[1] else None, grad_scale)
     return *grads, None, None, None, None, None, None

@@ -44,9 +44,12 @@ class Phase1Loss(Section):
     scale: float = Field(1.0, ge=0)
     temperature: float = Field(0.1, gt=0)
     self_on_both_views: bool = False  # the paper's figure ties both views to the input, its code only the first
-    # Other samples of this micro-batch, or of all ranks; "predictions" (the paper code's unused "paired"): for the self
-    # term the predictions of the micro-batch's other samples instead of their inputs.
-    negatives: Literal["micro", "global", "predictions"] = "global"
+    # Other samples of this micro-batch, or of all ranks: gathered ("global"), or passed from rank to rank ("ring": the
+    # same numbers, in memory that does not grow with the ranks). "predictions" (the paper code's unused "paired"): for
+    # the self term the predictions of the micro-batch's other samples instead of their inputs.
+    negatives: Literal["micro", "global", "ring", "predictions"] = "global"
+    # Whose samples may be negatives: anyone's, only those of the anchor's own subject, or only those of other subjects.
+    negative_subjects: Literal["any", "within", "across"] = "any"
 
 
 class Phase1Job(Job):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from cadiff.config import Phase1Job
 from cadiff.errors import ConfigError
 from cadiff.kernels.mask import Masking, focus_weights, random_mask
-from cadiff.kernels.similarity import info_nce
+from cadiff.kernels.pairs import Pairs
+from cadiff.kernels.similarity import ANY_PAIRS, info_nce
 from cadiff.losses import contrast_among_anchors, rebuild_loss
 from cadiff.models.fmri_mae import FmriMae
 from cadiff.phases import Space
@@ -45,6 +46,12 @@ class Pretrain(nn.Module):
                 "All terms of phase 1 have weight 0, so there is nothing to train on. "
                 "Set loss.rebuild, or a contrastive weight together with loss.scale."
             )
+        if loss.negatives == "predictions" and loss.negative_subjects != "any":
+            raise ConfigError(
+                f"loss.negative_subjects = '{loss.negative_subjects}' chooses among targets, and with loss.negatives = "
+                "'predictions' the negatives are none. Set one of them to its default."
+            )
+        self.negative_subjects = loss.negative_subjects
         self.self_on_both = "self" in self.weights and loss.self_on_both_views
         self.views = 2 if "cross" in self.weights or self.self_on_both else 1
         self.job, self.init_report = job, {}
@@ -53,9 +60,10 @@ class Pretrain(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weighted terms of ``signal`` float32 (B, V), masks keyed by ``epoch`` and ``sample_id``."""
-        return self.terms(batch["signal"], [self.mask(batch, view) for view in range(1, self.views + 1)])
+        maskings = [self.mask(batch, view) for view in range(1, self.views + 1)]
+        return self.terms(batch["signal"], maskings, Pairs(subject_B=batch["subject"], subjects=self.negative_subjects))
 
-    def terms(self, signal_BV: Tensor, maskings: list[Masking]) -> dict[str, Tensor]:
+    def terms(self, signal_BV: Tensor, maskings: list[Masking], pairs: Pairs = ANY_PAIRS) -> dict[str, Tensor]:
         """The same for given masks, one per view: both views go through the network as one batch."""
         batch = len(signal_BV)
         patches_XLP = self.fmri(signal_BV.repeat(len(maskings), 1), stacked(maskings))
@@ -65,11 +73,11 @@ class Pretrain(nn.Module):
             target_BLP = signal_BV.unflatten(1, (-1, self.fmri.patch))
             terms["rebuild"] = rebuild_loss(first_BLP, target_BLP, maskings[0].hidden_BL)
         if "self" in self.weights:
-            terms["self"] = self._contrast_to_input(first_BLP.flatten(1), signal_BV)
+            terms["self"] = self._contrast_to_input(first_BLP.flatten(1), signal_BV, pairs)
             if self.self_on_both:
-                terms["self"] = terms["self"] + self._contrast_to_input(second_BLP.flatten(1), signal_BV)
+                terms["self"] = terms["self"] + self._contrast_to_input(second_BLP.flatten(1), signal_BV, pairs)
         if "cross" in self.weights:
-            terms["cross"] = self._contrast(first_BLP.flatten(1), second_BLP.flatten(1))
+            terms["cross"] = self._contrast(first_BLP.flatten(1), second_BLP.flatten(1), pairs)
         return {name: self.weights[name] * term for name, term in terms.items()}
 
     def mask(self, batch: dict[str, Tensor], view: int) -> Masking:
@@ -94,14 +102,15 @@ class Pretrain(nn.Module):
         masking = self.mask(few, 1)
         return fmri_preview(few["signal"], self.fmri(few["signal"], masking), masking)
 
-    def _contrast(self, anchor_BV: Tensor, target_BV: Tensor) -> Tensor:
-        negatives = "global" if self.job.loss.negatives == "global" else "micro"
-        return info_nce(anchor_BV, target_BV, self.job.loss.temperature, negatives=negatives)
+    def _contrast(self, anchor_BV: Tensor, target_BV: Tensor, pairs: Pairs) -> Tensor:
+        loss = self.job.loss
+        negatives = "micro" if loss.negatives == "predictions" else loss.negatives
+        return info_nce(anchor_BV, target_BV, loss.temperature, negatives=negatives, pairs=pairs)
 
-    def _contrast_to_input(self, prediction_BV: Tensor, signal_BV: Tensor) -> Tensor:
+    def _contrast_to_input(self, prediction_BV: Tensor, signal_BV: Tensor, pairs: Pairs) -> Tensor:
         if self.job.loss.negatives == "predictions":
             return contrast_among_anchors(prediction_BV, signal_BV, self.job.loss.temperature)
-        return self._contrast(prediction_BV, signal_BV)
+        return self._contrast(prediction_BV, signal_BV, pairs)
 
 
 def stacked(maskings: list[Masking]) -> Masking:

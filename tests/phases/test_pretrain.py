@@ -5,6 +5,7 @@ import torch
 from tiny_pairs import SPACE, batch, descend, phase1_job, reached, rows, trained, value
 
 from cadiff.errors import ConfigError
+from cadiff.kernels.pairs import Pairs
 from cadiff.kernels.similarity import info_nce_reference
 from cadiff.losses import contrast_among_anchors, rebuild_loss
 from cadiff.phases import Space, build_phase
@@ -67,6 +68,19 @@ def test_self_contrast_may_tie_both_views_to_the_input():
         for view in (1, 2)
     )
     assert tiny(tensors)["self"].item() == pytest.approx(both.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["within", "across"])
+def test_negatives_may_be_of_the_anchors_own_subject_only_or_of_others_only(policy):
+    tensors = batch()
+    tiny = phase({"rebuild": 0.0, "cross_contrast": 0.0, "negative_subjects": policy})
+    prediction = tiny.fmri(tensors["signal"], tiny.mask(tensors, 1)).flatten(1)
+    pairs = Pairs(subject_B=tensors["subject"], subjects=policy)
+    wanted = info_nce_reference(prediction, tensors["signal"], 0.1, pairs=pairs).item()
+    assert tiny(tensors)["self"].item() == pytest.approx(wanted, rel=1e-5)
+    assert wanted < 0.9 * info_nce_reference(prediction, tensors["signal"], 0.1).item()
+    with pytest.raises(ConfigError, match="negatives are none"):
+        phase({"negatives": "predictions", "negative_subjects": policy})
 
 
 def test_negatives_may_be_predictions():

@@ -40,6 +40,7 @@ def batch(count=6, epoch=0):
         "image": torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8),
         "epoch": torch.full((count,), epoch),
         "sample_id": torch.arange(100, 100 + count),
+        "subject": torch.arange(count) % 2,
     }
 
 
