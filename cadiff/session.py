@@ -23,6 +23,7 @@ from cadiff.files import read_json, write_json, write_text
 from cadiff.holding import hold_signals
 from cadiff.kernels.dispatch import describe as describe_kernels
 from cadiff.kernels.dispatch import self_check
+from cadiff.kernels.tuning import agree_on_tiles
 from cadiff.phases import Space, build_phase
 from cadiff.precision import choose_precision, describe_precision
 from cadiff.schedule import job_steps
@@ -90,6 +91,8 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     finished = claim(run, identity, place)
     if place.is_main:
         write_text(run / "job.toml", dump_toml(job))
+    if place.world > 1:
+        agree_on_tiles(device_of(place))
     self_check(device_of(place))
     engine = Engine(phase, job, place, micro, stream.accumulate, identity["precision"])
     if place.is_main:

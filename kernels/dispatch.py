@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cadiff.errors import ConfigError
+from cadiff.kernels.tuning import describe_tiles
 
 _log = logging.getLogger(__name__)
 _CHOICES = ("auto", "reference", "torch", "triton")
@@ -94,7 +95,7 @@ def describe(device: torch.device | str | None = None) -> dict[str, str]:
 
     Returns:
         kernels ("reference", "torch", "triton" or "triton interpreter"), asked, device, triton (its version or "not
-        installed").
+        installed"), and tiles (which table) where Triton is compiled.
     """
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     live = backend(kind)
@@ -104,7 +105,10 @@ def describe(device: torch.device | str | None = None) -> dict[str, str]:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
-    return {"kernels": live, "asked": _asked(), "device": kind, "triton": version}
+    told = {"kernels": live, "asked": _asked(), "device": kind, "triton": version}
+    if live == "triton":
+        told["tiles"] = describe_tiles(torch.device(kind))
+    return told
 
 
 def self_check(device: torch.device | str) -> None:
@@ -116,9 +120,9 @@ def self_check(device: torch.device | str) -> None:
     Raises:
         ConfigError: they disagree, which means a broken Triton, driver, compiler cache or network.
     """
-    from cadiff.kernels import patch_embed, similarity
+    from cadiff.kernels import mask, patch_embed, similarity
 
-    for module in (patch_embed, similarity):
+    for module in (mask, patch_embed, similarity):
         for live, wanted in zip(*module.check_pair(torch.device(device)), strict=True):
             if not torch.allclose(live, wanted, rtol=1e-3, atol=1e-4):
                 worst = (live - wanted).abs().max().item()

@@ -24,6 +24,7 @@ _WORD = 0xFFFFFFFF
 # and the high half is restored by adding the word back.
 _MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+FRACTION = 30  # bits after the point of keyed_exponential; a square of a number with so many still fits 64 bits
 
 
 def keyed_uniform(seed: int, stream: str, epoch_B: Tensor, sample_id_B: Tensor, n: int) -> Tensor:
@@ -39,7 +40,47 @@ def keyed_uniform(seed: int, stream: str, epoch_B: Tensor, sample_id_B: Tensor, 
     Returns:
         float32 (B, n) in [0, 1), multiples of 2**-24, bit for bit the same on CPU and GPU, on sample_id_B's device.
     """
-    return (_words(seed, stream, epoch_B, sample_id_B, n) >> 8).to(torch.float32) * 2.0**-24
+    return keyed_draws(seed, stream, epoch_B, sample_id_B, n).to(torch.float32) * 2.0**-24
+
+
+def keyed_draws(seed: int, stream: str, epoch_B: Tensor, sample_id_B: Tensor, n: int) -> Tensor:
+    """``keyed_uniform`` times 2**24: int64 (B, n) in 0..2**24-1."""
+    return _words(seed, stream, epoch_B, sample_id_B, n) >> 8
+
+
+def keyed_exponential(seed: int, stream: str, epoch_B: Tensor, sample_id_B: Tensor, n: int) -> Tensor:
+    """Draw ``n`` exponential numbers for each sample: -log2(1 - u) of ``keyed_uniform``'s u, in fixed point.
+
+    Returns:
+        int64 (B, n) in units of 2**-FRACTION, 0..24 * 2**FRACTION; bit for bit the same on every device, because only
+        integers are multiplied and shifted. The mean is 1 / ln 2.
+    """
+    return fixed_point_log(keyed_draws(seed, stream, epoch_B, sample_id_B, n))
+
+
+def fixed_point_log(draw: Tensor) -> Tensor:
+    """-log2(1 - draw / 2**24) for int64 draws in 0..2**24-1, in units of 2**-FRACTION.
+
+    The bits of a logarithm come one by one: squaring x in [1, 2) doubles log2(x), and the bit before the point says
+    whether that reached 1; if so, halve x and go on. Each step cuts x to FRACTION bits, which moves the answer by less
+    than 2**(2 - FRACTION): a twentieth of the step between neighbouring draws, so it grows strictly with the draw.
+    """
+    _, exponent = torch.frexp((2**24 - draw).to(torch.float32))  # exact: an integer of at most 24 bits, or 2**24
+    zeros = 25 - exponent.to(torch.int64)  # 1 - u = 2**-zeros * x with x in [1, 2)
+    x = (2**24 - draw) << (FRACTION - 24) << zeros
+    answer = zeros << FRACTION
+    for bit in reversed(range(FRACTION)):
+        x.mul_(x).bitwise_right_shift_(FRACTION)
+        reached = x >> (FRACTION + 1)
+        x.bitwise_right_shift_(reached)
+        answer.sub_(reached, alpha=1 << bit)
+    return answer
+
+
+def stream_key(seed: int, stream: str) -> tuple[int, int]:
+    """Philox's key for a seed and a stream: two words in 0..2**32-1."""
+    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
+    return int.from_bytes(digest[0:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
 def keyed_normal(seed: int, stream: str, epoch_B: Tensor, sample_id_B: Tensor, n: int) -> Tensor:
@@ -72,8 +113,6 @@ def keyed_integers(seed: int, stream: str, epoch_B: Tensor, sample_id_B: Tensor,
 
 def _words(seed: int, stream: str, epoch_B: Tensor, sample_id_B: Tensor, n: int) -> Tensor:
     """Give n random 32-bit words for each sample, as int64 (B, n)."""
-    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
-    key = (int.from_bytes(digest[0:4], "little"), int.from_bytes(digest[4:8], "little"))
     batch, blocks = sample_id_B.shape[0], (n + 3) // 4
     block_n = torch.arange(blocks, device=sample_id_B.device)
     epoch_B = epoch_B.to(sample_id_B.device)
@@ -85,7 +124,7 @@ def _words(seed: int, stream: str, epoch_B: Tensor, sample_id_B: Tensor, n: int)
             block_n[None, :].expand(batch, blocks),
         )
     )
-    return torch.stack(philox(counter, key), dim=-1).view(batch, 4 * blocks)[:, :n]
+    return torch.stack(philox(counter, stream_key(seed, stream)), dim=-1).view(batch, 4 * blocks)[:, :n]
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from cadiff.errors import ConfigError
-from cadiff.kernels.keyed import keyed_uniform
+from cadiff.kernels.dispatch import backend
+from cadiff.kernels.keyed import keyed_exponential, keyed_uniform
+from cadiff.kernels.mask_ops import from_shuffle, inverse_weights, random_mask_op
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,19 @@ class Masking:
         Raises:
             ConfigError: nothing would be kept.
         """
-        length = noise_BL.shape[1]
-        kept = int(length * (1 - ratio))
-        if kept < 1:
-            raise ConfigError(
-                f"A mask ratio of {ratio} keeps none of {length} patches; expected at least one. "
-                "Lower the ratio or the patch size."
-            )
-        shuffle_BL = torch.argsort(noise_BL, dim=1, stable=True)
-        keep_BK = shuffle_BL[:, :kept].contiguous()
-        order_BL = torch.arange(length, device=noise_BL.device).expand_as(shuffle_BL)
-        restore_BL = torch.empty_like(shuffle_BL).scatter_(1, shuffle_BL, order_BL)
-        return cls(keep_BK, restore_BL, (restore_BL >= kept).to(torch.float32))
+        kept = kept_patches(noise_BL.shape[1], ratio)
+        return cls(*from_shuffle(torch.argsort(noise_BL, dim=1, stable=True), kept))
+
+
+def kept_patches(length: int, ratio: float) -> int:
+    """How many of ``length`` patches stay; see ``Masking.from_noise``."""
+    kept = int(length * (1 - ratio))
+    if kept < 1:
+        raise ConfigError(
+            f"A mask ratio of {ratio} keeps none of {length} patches; expected at least one. "
+            "Lower the ratio or the patch size."
+        )
+    return kept
 
 
 def random_mask(
@@ -69,14 +72,54 @@ def random_mask(
     exponential keys: hiding the patches with the smallest ``-log(1 - u) / weight`` has exactly this distribution
     (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006), and needs one uniform per patch.
 
+    Keys are compared as integers, so that a mask is bit for bit the same on every device, in every backend and for
+    any number of ranks. Rounding has three effects: u is a multiple of 2**-24; its logarithm is off by less than
+    2**-28, so that two patches whose keys are about as near may change places; a weight counts as if it were off by
+    2**-29 of itself times its ratio to the smallest weight (see ``inverse_weights``).
+
+    Args:
+        weights_L: float (L,); on the CPU, so that checking it does not wait for a GPU.
+
     Raises:
-        ConfigError: nothing would be kept.
+        ConfigError: nothing would be kept, or a weight is not positive and finite.
     """
-    noise_BL = keyed_uniform(seed, stream, epoch_B, sample_id_B, length)
-    if weights_L is not None:
-        # float64, so that the order does not hang on the last bit of a device's logarithm.
-        noise_BL = torch.log1p(-noise_BL.double()) / weights_L.to(noise_BL.device, torch.float64)
-    return Masking.from_noise(noise_BL, ratio)
+    kept = kept_patches(length, ratio)
+    if backend(sample_id_B.device.type) == "reference":
+        return random_mask_reference(seed, stream, epoch_B, sample_id_B, length, ratio, weights_L)
+    return Masking(*random_mask_op(str(seed), stream, epoch_B, sample_id_B, length, kept, weights_L))
+
+
+def random_mask_reference(
+    seed: int,
+    stream: str,
+    epoch_B: Tensor,
+    sample_id_B: Tensor,
+    length: int,
+    ratio: float,
+    weights_L: Tensor | None = None,
+) -> Masking:
+    """Say the same in plain PyTorch: draw, sort, keep the first. The other backends are tested against this."""
+    key = (seed, stream, epoch_B, sample_id_B, length)
+    if weights_L is None:
+        return Masking.from_noise(keyed_uniform(*key), ratio)
+    return Masking.from_noise(-keyed_exponential(*key) * inverse_weights(weights_L).to(sample_id_B.device), ratio)
+
+
+def check_pair(device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Two small masks, plain and weighted, as float32: from the live path on ``device``, and from the CPU's reference.
+
+    The second half says that a GPU hides what every CPU would.
+    """
+    epoch_B, sample_id_B = torch.tensor([-1, 3, 2]), torch.tensor([0, 2**40 + 5, 77])
+    answers: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for weights_L in (None, focus_weights(37, 1, [5, 20], 0.6)):
+        rest = (37, 0.75, weights_L)
+        live = random_mask(2022, "check", epoch_B.to(device), sample_id_B.to(device), *rest)
+        wanted = random_mask_reference(2022, "check", epoch_B, sample_id_B, *rest)
+        for answer, masking in zip(answers, (live, wanted)):
+            parts = (masking.keep_BK, masking.restore_BL, masking.hidden_BL)
+            answer.extend(part.to(device, torch.float32) for part in parts)
+    return tuple(answers[0]), tuple(answers[1])
 
 
 def focus_weights(length: int, patch: int, voxels: Sequence[int], rate: float) -> Tensor | None:

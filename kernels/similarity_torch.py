@@ -18,9 +18,9 @@ from torch import Tensor
 
 from cadiff.kernels.pairs import count_positives, marks
 
-TILE = 1 << 22  # entries of the matrix made at once: 16 MiB in float32
+TILE = 1 << 20  # entries of the matrix made at once: 4 MiB in float32
 KEEP = 1 << 24  # a matrix of at most so many entries is kept from forward to backward: 64 MiB in float32
-BLOCK = 1 << 23  # numbers in a block of rows that are scaled to length one: 32 MiB in float32
+BLOCK = 1 << 22  # numbers in a block of rows that are scaled to length one: 16 MiB in float32
 SHORTEST = 1e-12  # shorter rows have no direction: they are like nothing, and get no gradient
 
 

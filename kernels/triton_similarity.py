@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from cadiff.kernels import similarity_torch
+from cadiff.kernels.ahead import Ahead
 from cadiff.kernels.pairs import count_positives
 from cadiff.kernels.triton_similarity_tiles import force_tile, lse_tile, unit_row
 from cadiff.kernels.tuning import precision, tiles
@@ -31,6 +32,11 @@ STRIP = 1 << 27  # entries of a strip: 256 MiB in bfloat16
 _PAD = 64  # rows begin at multiples of this, the largest BLOCK_F: whole and aligned loads for any number of features
 
 
+def padded(features: int) -> int:
+    """Numbers from one row to the next."""
+    return triton.cdiv(features, _PAD) * _PAD
+
+
 def kept_shape(anchor_BF: Tensor, target_NF: Tensor) -> tuple[int, int]:
     """Nothing is kept, except in float64, which runs in PyTorch."""
     return similarity_torch.kept_shape(anchor_BF, target_NF) if anchor_BF.dtype == torch.float64 else (0, 0)
@@ -45,8 +51,8 @@ def log_sum_exp(
     if scale.dtype == torch.float64:
         return similarity_torch.log_sum_exp(anchor_BF, target_NF, scale, first, *rules, columns)
     unit_BF, unit_NF, _, _ = _unit_rows(anchor_BF, target_NF)
-    (rows, padded), targets = unit_BF.shape, len(unit_NF)
-    config = tiles("similarity", unit_BF.device, FORWARD, B=rows, N=targets, F=padded)
+    (rows, step_F), targets = unit_BF.shape, len(unit_NF)
+    config = tiles("similarity", unit_BF.device, FORWARD, B=rows, N=targets, F=step_F)
     height, width = triton.cdiv(rows, config["BLOCK_M"]), triton.cdiv(targets, config["BLOCK_N"])
     per_split = triton.cdiv(width, max(1, min(width, _PROGRAMS // height)))
     splits = triton.cdiv(width, per_split)
@@ -58,7 +64,7 @@ def log_sum_exp(
         part_GN = scale.new_empty(group, targets) if columns else column_N
         lse_tile[(group, splits)](
             unit_BF, unit_NF, scale, *_ids(ids_2B, ids_2N, unit_BF), row_SB, positive_SB, part_GN,
-            rows, targets, padded, first, top, per_split,
+            rows, targets, step_F, first, top, per_split,
             **_flags(unit_BF, ids_2B, repeats, subjects, columns), **config,
         )  # fmt: skip
         if columns:
@@ -83,8 +89,8 @@ def gradient(
     share_B = grad_positive_B / count_positives(ids_2B, ids_2N, repeats, True, row_B).clamp_min_(1)
     # Strips are held in the features' dtype: relative to the largest gradient nothing of weight is lost in float16.
     most = torch.cat((grad_row_B, grad_column_N, grad_positive_B)).abs().amax().clamp_min(1e-30)
-    (rows, padded), targets = unit_BF.shape, len(unit_NF)
-    config = tiles("similarity", unit_BF.device, FORWARD, B=rows, N=targets, F=padded)
+    (rows, step_F), targets = unit_BF.shape, len(unit_NF)
+    config = tiles("similarity", unit_BF.device, FORWARD, B=rows, N=targets, F=step_F)
     step = max(1, STRIP // targets // config["BLOCK_M"]) * config["BLOCK_M"]
     features = anchor_BF.shape[1]
     grad_BF, grad_NF = (row_B.new_zeros(side.shape if want else 0) for side, want in zip((anchor_BF, target_NF), wants))
@@ -97,7 +103,7 @@ def gradient(
         force_tile[(height, width)](
             unit_BF, unit_NF, scale, *_ids(ids_2B, ids_2N, unit_BF), row_B, column_N, grad_row_B / most,
             grad_column_N / most, share_B / most, force_RN, across_WR, down_HN,
-            rows, targets, padded, first, top, strip.stop - top,
+            rows, targets, step_F, first, top, strip.stop - top,
             **_flags(unit_BF, ids_2B, repeats, subjects, len(column_N) > 0), **config,
         )  # fmt: skip
         pull_B[strip] = across_WR.sum(0)
@@ -120,19 +126,19 @@ def _finish(sides, grads, norms, pulls, scale: Tensor, most: Tensor, wants: list
 def _unit_rows(anchor_BF: Tensor, target_NF: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows of length one in the wider of the two dtypes, with zeros behind, and their lengths in float32."""
     dtype = torch.promote_types(anchor_BF.dtype, target_NF.dtype)
-    padded = triton.cdiv(anchor_BF.shape[1], _PAD) * _PAD
+    width = padded(anchor_BF.shape[1])
     out = []
     for rows_BF in (anchor_BF, target_NF):
-        unit_BF = torch.empty((len(rows_BF), padded), dtype=dtype, device=rows_BF.device)
+        unit_BF = torch.empty((len(rows_BF), width), dtype=dtype, device=rows_BF.device)
         norm_B = torch.empty(len(rows_BF), dtype=torch.float32, device=rows_BF.device)
-        block = min(4096, triton.next_power_of_2(padded))
+        block = min(4096, triton.next_power_of_2(width))
         unit_row[(len(rows_BF),)](
             rows_BF,
             unit_BF,
             norm_B,
             *rows_BF.stride(),
             rows_BF.shape[1],
-            padded,
+            width,
             similarity_torch.SHORTEST,
             BLOCK=block,
         )
@@ -152,3 +158,19 @@ def _flags(unit_BF: Tensor, ids_2B: Tensor | None, repeats: int, subjects: int, 
         "REPEATS": repeats if ruled else 0, "SUBJECTS": subjects if ruled else 0, "COLUMNS": columns,
         **precision(unit_BF),
     }  # fmt: skip
+
+
+def ahead(dtype: str, config: dict[str, int] = FORWARD) -> list[Ahead]:
+    """These kernels as they are launched on ``dtype`` ("fp16", "bf16", "fp32") without a policy, and with one."""
+    numbers = ("row_out", "positive_out", "column_out", "row_lse", "column_lse", "grad_row", "grad_column", "share")
+    types = {name: "*fp32" for name in (*numbers, "across_out", "down_out", "scale", "norms")}
+    types |= {name: f"*{dtype}" for name in ("anchor", "target", "force_out", "rows", "out")}
+    types |= {"row_ids": "*i64", "column_ids": "*i64", "shortest": "fp32"}
+    blocks = {name: value for name, value in config.items() if name.startswith("BLOCK")}
+    options = {name: value for name, value in config.items() if name.startswith("num")}
+    cases = [Ahead(unit_row, types, {"BLOCK": 4096}, {"num_warps": 4, "num_stages": 3}, ("features", "padded"))]
+    for repeats, subjects in ((0, 0), (2, 1)):
+        flags = {"REPEATS": repeats, "SUBJECTS": subjects, "COLUMNS": True, "WIDEN": False, "PRECISION": "tf32"}
+        for kernel in (lse_tile, force_tile):
+            cases.append(Ahead(kernel, types, flags | blocks, options, ("batch", "targets", "padded")))
+    return cases

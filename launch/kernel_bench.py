@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cadiff.kernels import dispatch
-from cadiff.kernels.mask import random_mask
+from cadiff.kernels.mask import random_mask, random_mask_reference
 from cadiff.kernels.patch_embed import masked_patch_embed
 from cadiff.kernels.similarity import info_nce
 from cadiff.launch.machine import machine
@@ -38,6 +38,8 @@ def measure(
         told["limits"] = _limits()
     say("masked patch embedding")
     told["patch_embed"] = _patch_embed(device, batch, rounds, told.get("limits"))
+    say("random masks")
+    told["mask"] = _mask(device, batch, rounds)
     told["similarity"] = []
     for size in sizes:
         for symmetric in (False, True):
@@ -94,6 +96,15 @@ def _patch_embed(device: str, batch: int, rounds: int, limits: dict[str, float] 
         moved = grad_BKD.element_size() * (2 * grad_BKD.numel() + 2 * batch * keep_BK.shape[1] * PATCH)
         told["share_of_copy_rate"] = moved / (medians["live"] * 1e-3) / limits["copy_bytes_per_s"]
     return told
+
+
+def _mask(device: str, batch: int, rounds: int) -> dict[str, Any]:
+    ids_B = torch.arange(batch, device=device)
+    calls = {
+        name: lambda draw=draw: draw(0, "bench", ids_B, ids_B, VOXELS // PATCH, MASKED)
+        for name, draw in {"definition": random_mask_reference, "live": random_mask}.items()
+    }
+    return {"batch": batch, "patches": VOXELS // PATCH, **_beside(_take_turns(calls, 10 * rounds, device))}
 
 
 def _similarity(
@@ -191,3 +202,23 @@ def _limits() -> dict[str, float]:
         "copy_bytes_per_s": 2 * source.nbytes / (medians["copy"] * 1e-3),
         "matmul_flop_per_s": 2 * 8192**3 / (medians["product"] * 1e-3),
     }
+
+
+def lines(told: dict[str, Any]) -> list[str]:
+    """A record for people to read."""
+    live = told["live"]
+    out = [f"live: {live['kernels']} on {live['device']}, {told['dtype']}, {told['threads']} threads"]
+    rows = [(f"embedding, batch {told['patch_embed']['batch']:,}", told["patch_embed"])]
+    rows.append((f"mask, batch {told['mask']['batch']:,}", told["mask"]))
+    for entry in told["similarity"]:
+        name = f"loss, {entry['batch']:,} x {entry['features']:,}{', symmetric' * entry['symmetric']}"
+        rows.append((name, entry))
+    for name, entry in rows:
+        beside = ", ".join(f"{value:.2f} times that for {other}" for other, value in entry["times_of_live"].items())
+        line = f"{name:<36}{entry['median_ms']['live']:>10.1f} ms; {beside}"
+        if "peak_mib" in entry:
+            line += f"; {entry['peak_mib']['live']:,.0f} MiB, dense {entry['peak_mib']['dense']:,.0f}"
+        for limit in ("share_of_copy_rate", "share_of_matmul_rate"):
+            line += f"; {100 * entry[limit]:.0f} % of the {limit[9:-5]} rate" if limit in entry else ""
+        out.append(line)
+    return out

@@ -1,4 +1,4 @@
-"""``cadiff bench``: how fast this machine reads shards, beside the fastest it could, in one run."""
+"""``cadiff bench``: how fast this machine reads shards and runs kernels, beside the fastest it could, in one run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from typing import Any
 
 import typer
 
+from cadiff.errors import ConfigError
+
 bench = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Measure this machine; ratios, not claims.")
 
 
 def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
-
-
-@bench.callback()
-def _root() -> None:
-    """A group even while it has one command: others join it."""
 
 
 @bench.command("loader")
@@ -59,6 +56,37 @@ def loader(
     typer.echo(f"{_subject(told)}, {told['machine']['cores']} cores")
     for entry in told["contenders"]:
         typer.echo(_line(entry))
+
+
+@bench.command("kernels")
+def kernels(
+    batch: int = typer.Option(250, min=1, help="Samples that are embedded."),
+    sizes: str = typer.Option("1024,4096", help="Batches of the contrastive loss."),
+    features: int = typer.Option(4192, min=1, help="Values per sample of the contrastive loss."),
+    rounds: int = typer.Option(5, min=1, help="Turns of every contender; one where a batch exceeds 4,096."),
+    tune: Path = typer.Option(None, help="Instead, time all tiles on this GPU and write a table of the best here."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Masked patch embedding, random masks and the contrastive loss beside what they replace: time and memory.
+
+    Contenders take turns in one run; memory is the peak beyond inputs and gradients. On a GPU each also stands beside
+    the rate of copying, or of matrix products, measured in the same run.
+    """
+    import torch
+
+    from cadiff.launch.kernel_bench import lines, measure
+    from cadiff.launch.kernel_tune import tune as tune_here
+    from cadiff.launch.view import View
+
+    if tune is not None:
+        tune_here(tune, View().line)
+        return
+    numbers = [int(part) for part in sizes.split(",") if part.strip().isdigit()]
+    if not numbers or min(numbers) < 2:
+        raise ConfigError(f"--sizes {sizes!r}: expected batches of 2 or more with commas between, such as 1024,4096.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    told = measure(device, batch, numbers, features, rounds, View().line)
+    typer.echo(json.dumps(told, indent=1) if as_json else "\n".join(lines(told)))
 
 
 def _subject(told: dict[str, Any]) -> str:
