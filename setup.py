@@ -13,7 +13,7 @@ setup(
     packages=[f"cadiff{name}" for name in ("", ".config", ".models", ".phases", ".report")]
     + [f"cadiff.{name}" for name in INSIDE],
     package_dir={f"cadiff.{name}": name.replace(".", "/") for name in INSIDE},
-    package_data={"cadiff.configs": ["*.toml"]},
+    package_data={"cadiff.configs": ["*.toml"], "cadiff.kernels": ["tables/*.json"]},
     install_requires=[
         "torch>=2.10,<2.14",
         "numpy>=2",

@@ -117,9 +117,10 @@ class PatchProjection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, signal_BV: Tensor, keep_BK: Tensor, position_LD: Tensor) -> Tensor:
-        """Give (B, K, D): each kept patch projected, plus its position. V = L * P, patches one after the other."""
-        return masked_patch_embed(signal_BV, keep_BK, self.weight.flatten(1), self.bias, position_LD)
+    def forward(self, signal: Tensor, keep_BK: Tensor, position_LD: Tensor) -> Tensor:
+        """Give (B, K, D): each kept patch of signals (B, V) or images (B, C, H, W) projected, plus its position."""
+        weight = self.weight.flatten(1) if signal.ndim == 2 else self.weight
+        return masked_patch_embed(signal, keep_BK, weight, self.bias, position_LD)
 
 
 class Attention(nn.Module):

@@ -74,13 +74,11 @@ def forget() -> None:
 
 def _why_no_triton(device_type: str) -> str | None:
     """What keeps Triton from compiling and running a kernel here, or None; it needs a C compiler at first use."""
-    from cadiff.kernels.triton_patch_embed import MaskedPatchEmbed
+    from cadiff.kernels import triton_mask
 
-    signal_BV, keep_BK = torch.ones(1, 16, device=device_type), torch.zeros(1, 1, dtype=torch.int64, device=device_type)
-    weight_DP, bias_D = torch.ones(16, 16, device=device_type), torch.ones(16, device=device_type)
+    one_B = torch.zeros(1, dtype=torch.int64, device=device_type)
     try:
-        with torch.no_grad():
-            MaskedPatchEmbed.apply(signal_BV, keep_BK, weight_DP, bias_D, weight_DP[:1])
+        triton_mask.ranked_draws((0, 0), one_B, one_B, 8, 2, None)
     except Exception as problem:  # noqa: BLE001 - compilers, drivers and Triton's own versions fail in many ways
         first_line = str(problem).strip().partition("\n")[0]
         return f"Triton does not run here ({type(problem).__name__}: {first_line})"

@@ -1,9 +1,11 @@
-"""Masked patch embedding in Triton: gather, project, add bias and position in one pass; gradients without atomics.
+"""Masked patch embedding in Triton: gather, normalise, project, add bias and position in one pass; its gradients.
 
-Imported only where cadiff.kernels.dispatch has chosen Triton. Every sum is made in float32 and in an order that depends
-on the shapes alone, so gradients are bit for bit the same every time.
+Imported only where cadiff.kernels.dispatch has chosen Triton. Signals are read where they lie, through their strides,
+and only their kept patches. There are no atomics: every sum is made in float32 and in an order that depends on shapes
+and tiles alone, so gradients are bit for bit the same every time.
 
-Legend: B samples, V voxels, P voxels per patch, L patches, K kept patches, D width, M = B * K rows, S splits of M.
+Legend: B samples, C channels, H and W rows and columns, Y and X those of a patch, P = C * Y * X, L patches, K kept
+patches, D width, M = B * K rows, S splits of M.
 """
 
 from __future__ import annotations
@@ -12,145 +14,141 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-_BLOCK_M, _BLOCK_D = 32, 64
-_SPLITS = 64  # most partial sums of the weight gradient; fixed, so that the order of summing never hangs on the GPU
+from cadiff.kernels.ahead import Ahead
+from cadiff.kernels.triton_patch_embed_tiles import embed_tile, invert_tile, position_tile, weight_tile
+from cadiff.kernels.tuning import Tiles, precision, tiles
+
+FORWARD = {"BLOCK_M": 64, "BLOCK_D": 64, "BLOCK_P": 32, "num_warps": 4, "num_stages": 2}
+CANDIDATES = [
+    {"BLOCK_M": m, "BLOCK_D": d, "BLOCK_P": 32, "num_warps": warps, "num_stages": stages}
+    for m, d, warps in ((32, 64, 4), (32, 128, 4), (64, 64, 4), (64, 128, 8), (64, 256, 8), (128, 64, 4), (128, 128, 8))
+    for stages in (2, 3)
+]
+_PROGRAMS = 1024  # about what fills a GPU; fixed, so that the order of summing never hangs on the GPU
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+_LONGEST = 1 << 31  # rows are counted in 32 bits, which GPUs divide quickly
 
 
-class MaskedPatchEmbed(torch.autograd.Function):
-    """See cadiff.kernels.patch_embed.masked_patch_embed; the signal gets no gradient."""
+def sizes(patch: int, width: int) -> dict[str, int]:
+    """What the shape class of the tables depends on."""
+    return {"D": width, "P": patch}
 
-    @staticmethod
-    def forward(
-        ctx, signal_BV: Tensor, keep_BK: Tensor, weight_DP: Tensor, bias_D: Tensor, position_LD: Tensor
-    ) -> Tensor:
-        signal_BV, keep_BK, weight_DP = signal_BV.contiguous(), keep_BK.contiguous(), weight_DP.contiguous()
-        bias_D, position_LD = bias_D.contiguous(), position_LD.contiguous()
-        (batch, kept), (width, patch) = keep_BK.shape, weight_DP.shape
-        tokens_BKD = weight_DP.new_empty((batch, kept, width))
-        rows = batch * kept
-        grid = (triton.cdiv(rows, _BLOCK_M), triton.cdiv(width, _BLOCK_D))
-        _embed[grid](
-            signal_BV, keep_BK, weight_DP, bias_D, position_LD, tokens_BKD,
-            rows, kept, signal_BV.shape[1], patch, width, _patch_block(patch), _BLOCK_M, _BLOCK_D,
+
+def embed(
+    signal_BCHW: Tensor, keep_BK: Tensor, weight_DCYX: Tensor, bias_D: Tensor, position_LD: Tensor,
+    lengths_B: Tensor | None, gain_BCHW: Tensor | None, shift_BCHW: Tensor | None, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """See cadiff.kernels.patch_embed_ops.plain_patch_embed."""
+    width, *patch = weight_DCYX.shape
+    tokens_BKD = torch.empty((*keep_BK.shape, width), dtype=dtype, device=signal_BCHW.device)
+    rows, config = keep_BK.numel(), _tiles(signal_BCHW, patch, width)
+    told, flags = _signal(signal_BCHW, keep_BK, lengths_B, gain_BCHW, shift_BCHW, patch, weight_DCYX.dtype)
+    if rows:
+        across = triton.cdiv(width, config["BLOCK_D"])
+        embed_tile[(across * triton.cdiv(rows, config["BLOCK_M"]),)](
+            *told, weight_DCYX.contiguous(), bias_D.contiguous(), position_LD.contiguous(), tokens_BKD, width,
+            **flags, **config,
         )  # fmt: skip
-        ctx.save_for_backward(signal_BV, keep_BK)
-        ctx.weight_like, ctx.position_like = (patch, weight_DP.dtype), (position_LD.shape[0], position_LD.dtype)
-        ctx.bias_dtype = bias_D.dtype
-        return tokens_BKD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_BKD: Tensor) -> tuple[None, None, Tensor | None, Tensor | None, Tensor | None]:
-        signal_BV, keep_BK = ctx.saved_tensors
-        grad_BKD = grad_BKD.contiguous()
-        grad_weight_DP = grad_bias_D = grad_position_LD = None
-        if any(ctx.needs_input_grad[2:4]):
-            patch, dtype = ctx.weight_like
-            grad_weight_DP, grad_bias_D = _weight_gradient(signal_BV, keep_BK, grad_BKD, patch)
-            grad_weight_DP, grad_bias_D = grad_weight_DP.to(dtype), grad_bias_D.to(ctx.bias_dtype)
-        if ctx.needs_input_grad[4]:
-            length, dtype = ctx.position_like
-            grad_position_LD = _position_gradient(keep_BK, grad_BKD, length, dtype)
-        return None, None, grad_weight_DP, grad_bias_D, grad_position_LD
+    return tokens_BKD
 
 
-def _weight_gradient(signal_BV: Tensor, keep_BK: Tensor, grad_BKD: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    """Sum over rows in S splits, each into its own buffer; adding the buffers up is the last, ordered step."""
+def gradient(
+    signal_BCHW: Tensor, keep_BK: Tensor, grad_BKD: Tensor,
+    lengths_B: Tensor | None, gain_BCHW: Tensor | None, shift_BCHW: Tensor | None,
+    patch: list[int], length: int, dtype: torch.dtype, wants: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """See cadiff.kernels.patch_embed_ops.patch_embed_gradient."""
+    grad_BKD, width = grad_BKD.contiguous(), grad_BKD.shape[2]
+    config = _tiles(signal_BCHW, patch, width)
+    weight, bias, position = (grad_BKD.new_empty(0, dtype=torch.float32) for _ in range(3))
+    if wants[0] or wants[1]:
+        told, flags = _signal(signal_BCHW, keep_BK, lengths_B, gain_BCHW, shift_BCHW, patch, dtype)
+        weight_SDP, bias_SD = _partial_sums(told, flags, grad_BKD, config)
+        weight = weight_SDP.sum(0).view(width, *patch) if wants[0] else weight
+        bias = bias_SD.sum(0) if wants[1] else bias
+    if wants[2]:
+        position = _sums_by_patch(grad_BKD, keep_BK, length, config)
+    return weight, bias, position
+
+
+def _partial_sums(told: list, flags: dict[str, object], grad_BKD: Tensor, config: Tiles) -> tuple[Tensor, Tensor]:
+    """Sums over rows in S splits, each into its own buffer; adding the buffers up is the last, ordered step."""
     batch, kept, width = grad_BKD.shape
-    rows = batch * kept
-    blocks = triton.cdiv(rows, _BLOCK_M)
-    per_split = triton.cdiv(blocks, _SPLITS)
+    across, deep = triton.cdiv(width, config["BLOCK_D"]), triton.cdiv(flags["PATCH"], config["BLOCK_P"])
+    blocks = triton.cdiv(batch * kept, config["BLOCK_M"])
+    per_split = max(1, triton.cdiv(blocks, max(1, _PROGRAMS // (across * deep))))
     splits = triton.cdiv(blocks, per_split)
-    weight_SDP = torch.empty((splits, width, patch), dtype=torch.float32, device=grad_BKD.device)
-    bias_SD = torch.empty((splits, width), dtype=torch.float32, device=grad_BKD.device)
-    _weight_grad[(splits, triton.cdiv(width, _BLOCK_D))](
-        signal_BV, keep_BK, grad_BKD, weight_SDP, bias_SD,
-        rows, kept, signal_BV.shape[1], patch, width, per_split, _patch_block(patch), _BLOCK_M, _BLOCK_D,
-    )  # fmt: skip
-    return weight_SDP.sum(0), bias_SD.sum(0)
+    weight_SDP = grad_BKD.new_empty((splits, width, flags["PATCH"]), dtype=torch.float32)
+    bias_SD = grad_BKD.new_empty((splits, width), dtype=torch.float32)
+    if splits:
+        weight_tile[(splits * across, deep)](
+            *told, grad_BKD, weight_SDP, bias_SD, width, per_split, **flags, **config
+        )  # fmt: skip
+    return weight_SDP, bias_SD
 
 
-def _position_gradient(keep_BK: Tensor, grad_BKD: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """A patch is kept at most once per sample, so each position gathers its own rows instead of scattering to it."""
+def _sums_by_patch(grad_BKD: Tensor, keep_BK: Tensor, length: int, config: Tiles) -> Tensor:
+    """A patch is kept at most once per sample, so each patch gathers its own rows instead of rows scattering to it."""
     batch, kept, width = grad_BKD.shape
-    where_BL = torch.full((batch, length), -1, dtype=torch.int64, device=keep_BK.device)
-    where_BL.scatter_(1, keep_BK, torch.arange(kept, device=keep_BK.device).expand_as(keep_BK))
-    grad_position_LD = torch.empty((length, width), dtype=dtype, device=grad_BKD.device)
-    grid = (length, triton.cdiv(width, _BLOCK_D))
-    _position_grad[grid](where_BL, grad_BKD, grad_position_LD, batch, kept, length, width, _BLOCK_D)
-    return grad_position_LD
+    where_LB = torch.full((length, batch), -1, dtype=torch.int32, device=keep_BK.device)
+    sums_LD = torch.empty((length, width), dtype=torch.float32, device=keep_BK.device)
+    if keep_BK.numel():
+        invert_tile[(triton.cdiv(batch * kept, 1024),)](keep_BK.contiguous(), where_LB, batch * kept, kept, batch, 1024)
+    options = {name: value for name, value in config.items() if name != "BLOCK_P"}
+    position_tile[(length * triton.cdiv(width, config["BLOCK_D"]),)](
+        where_LB, grad_BKD, sums_LD, batch, kept, width, **options
+    )
+    return sums_LD
 
 
-def _patch_block(patch: int) -> int:
-    return max(16, triton.next_power_of_2(patch))  # tl.dot multiplies tiles of at least 16
+def _signal(
+    signal_BCHW: Tensor, keep_BK: Tensor, lengths_B: Tensor | None, gain_BCHW: Tensor | None, shift_BCHW: Tensor | None,
+    patch: list[int], dtype: torch.dtype,
+) -> tuple[list, dict[str, object]]:  # fmt: skip
+    """The first arguments of both kernels that read signals, and their constants."""
+    channels, tall, wide = patch
+    height, columns = signal_BCHW.shape[2:]
+    assert keep_BK.numel() < _LONGEST - 4096, f"{keep_BK.numel()} kept patches are too many for one call"
+    parts = (signal_BCHW, gain_BCHW, shift_BCHW)
+    strides = [step for part in parts for step in ((0, 0, 0, 0) if part is None else part.stride())]
+    lengths_B = None if lengths_B is None else lengths_B.contiguous()
+    told = [
+        *parts, keep_BK.contiguous(), lengths_B, keep_BK.numel(), keep_BK.shape[1], height, columns,
+        triton.cdiv(columns, wide), *strides,
+    ]  # fmt: skip
+    flags = {
+        "PATCH": channels * tall * wide, "TALL": tall, "WIDE": wide, "FLAT": height <= tall,
+        "DTYPE": _TYPES[dtype], **precision(signal_BCHW),
+    }  # fmt: skip
+    return told, flags
 
 
-@triton.jit
-def _kept_patches(signal, keep, row, p, rows, kept, voxels, patch):
-    # Rows of kept patches in float32: bfloat16 arithmetic is wrong in Triton's interpreter.
-    source = tl.load(keep + row, mask=row < rows, other=0)
-    voxel = source[:, None] * patch + p[None, :]
-    inside = (row < rows)[:, None] & (p < patch)[None, :] & (voxel < voxels)
-    signal_of_row = signal + (row // kept)[:, None] * voxels
-    return tl.load(signal_of_row + voxel, mask=inside, other=0.0).to(tl.float32), source
+def _tiles(signal_BCHW: Tensor, patch: list[int], width: int) -> Tiles:
+    """Tiles for this shape, no deeper than a patch: products are made of tiles of at least 16."""
+    count = patch[0] * patch[1] * patch[2]
+    config = tiles("patch_embed", signal_BCHW.device, FORWARD, **sizes(count, width))
+    return config | {"BLOCK_P": min(config["BLOCK_P"], max(16, triton.next_power_of_2(count)))}
 
 
-@triton.jit
-def _embed(
-    signal, keep, weight, bias, position, tokens,
-    rows, kept, voxels, patch, width,
-    BLOCK_P: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    # One program makes a (BLOCK_M, BLOCK_D) tile of tokens.
-    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
-    p = tl.arange(0, BLOCK_P)
-    x, source = _kept_patches(signal, keep, row, p, rows, kept, voxels, patch)
-    real = (d < width)[:, None] & (p < patch)[None, :]
-    w = tl.load(weight + d[:, None] * patch + p[None, :], mask=real, other=0.0).to(tl.float32)
-    tile = (row < rows)[:, None] & (d < width)[None, :]
-    y = tl.dot(x, tl.trans(w), input_precision="ieee")
-    y += tl.load(bias + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
-    y += tl.load(position + source[:, None] * width + d[None, :], mask=tile, other=0.0).to(tl.float32)
-    tl.store(tokens + row[:, None] * width + d[None, :], y.to(tokens.dtype.element_ty), mask=tile)
-
-
-@triton.jit
-def _weight_grad(
-    signal, keep, grad, weight_out, bias_out,
-    rows, kept, voxels, patch, width, per_split,
-    BLOCK_P: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    # One program sums ``per_split`` blocks of rows, in order, into its own (BLOCK_D, P) buffer.
-    split = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
-    p = tl.arange(0, BLOCK_P)
-    w = tl.zeros((BLOCK_D, BLOCK_P), dtype=tl.float32)
-    b = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    for step in range(0, per_split):
-        row = (split * per_split + step) * BLOCK_M + tl.arange(0, BLOCK_M)
-        x, _ = _kept_patches(signal, keep, row, p, rows, kept, voxels, patch)
-        tile = (row < rows)[:, None] & (d < width)[None, :]
-        g = tl.load(grad + row[:, None] * width + d[None, :], mask=tile, other=0.0).to(tl.float32)
-        w += tl.dot(tl.trans(g), x, input_precision="ieee")
-        b += tl.sum(g, axis=0)
-    real = (d < width)[:, None] & (p < patch)[None, :]
-    tl.store(weight_out + (split * width + d)[:, None] * patch + p[None, :], w, mask=real)
-    tl.store(bias_out + split * width + d, b, mask=d < width)
-
-
-@triton.jit
-def _position_grad(where, grad, out, batch, kept, length, width, BLOCK_D: tl.constexpr):
-    # One program sums the gradient of one position over the samples that kept it, in order.
-    position = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
-    total = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    entry, start = position, position * 0  # in 64 bits: this sample's place in ``where`` and its first row in ``grad``
-    for _ in range(0, batch):
-        k = tl.load(where + entry)
-        total += tl.load(grad + (start + k) * width + d, mask=(d < width) & (k >= 0), other=0.0).to(tl.float32)
-        entry += length
-        start += kept
-    tl.store(out + position * width + d, total.to(out.dtype.element_ty), mask=d < width)
+def ahead(dtype: str, config: Tiles = FORWARD) -> list[Ahead]:
+    """These kernels as they are launched on ``dtype`` ("fp16", "bf16", "fp32"): signals, ragged ones, and images."""
+    types = {name: f"*{dtype}" for name in ("signal", "weight", "bias", "position", "tokens", "grad")}
+    types |= {"keep": "*i64", "lengths": "*i64", "gain": "*fp32", "shift": "*fp32", "where": "*i32"}
+    types |= {name: "*fp32" for name in ("weight_out", "bias_out", "out")}
+    plain = {"lengths": None, "gain": None, "shift": None, **{f"{part}{n}": 0 for part in "gh" for n in range(4)}}
+    line = {"PATCH": 16, "TALL": 1, "WIDE": 16, "FLAT": True, "s3": 1, "height": 1}
+    image = {"PATCH": 768, "TALL": 16, "WIDE": 16, "FLAT": False, "s3": 1, "lengths": None, "g3": 0, "h3": 0}
+    common = {"DTYPE": {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}[dtype], "WIDEN": False}
+    common |= {"PRECISION": "ieee", **{name: value for name, value in config.items() if name.startswith("BLOCK")}}
+    options = {name: value for name, value in config.items() if name.startswith("num")}
+    aligned = ("columns", "width", "s0", "s1", "s2", "g1", "g2")
+    cases = []
+    for kernel in (embed_tile, weight_tile):
+        for special, signal in ((line | plain, dtype), (line, "i8"), (image, "u8")):
+            deep = {"BLOCK_P": min(config["BLOCK_P"], special["PATCH"])}
+            cases.append(Ahead(kernel, types | {"signal": f"*{signal}"}, common | special | deep, options, aligned))
+    cases.append(Ahead(invert_tile, types, {"BLOCK": 1024}, {"num_warps": 4, "num_stages": 3}))
+    blocks = {name: config[name] for name in ("BLOCK_M", "BLOCK_D")}
+    cases.append(Ahead(position_tile, types, blocks, options, ("width",)))
+    return cases

@@ -18,9 +18,13 @@ from cadiff.kernels import similarity_torch
 from cadiff.kernels.ahead import Ahead
 from cadiff.kernels.pairs import count_positives
 from cadiff.kernels.triton_similarity_tiles import force_tile, lse_tile, unit_row
-from cadiff.kernels.tuning import precision, tiles
+from cadiff.kernels.tuning import Tiles, precision, tiles
 
-FORWARD = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_F": 64, "num_warps": 8, "num_stages": 3}
+# By bytes of a number: what fits an A100's and an H100's registers and shared memory without spills.
+DEFAULT = {
+    2: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_F": 64, "num_warps": 8, "num_stages": 3},
+    4: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_F": 32, "num_warps": 8, "num_stages": 3},
+}
 CANDIDATES = [
     {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_F": f, "num_warps": warps, "num_stages": stages}
     for m, n, f, warps in ((128, 128, 64, 8), (128, 128, 32, 8), (128, 256, 64, 8), (64, 128, 64, 4), (64, 64, 64, 4))
@@ -52,7 +56,7 @@ def log_sum_exp(
         return similarity_torch.log_sum_exp(anchor_BF, target_NF, scale, first, *rules, columns)
     unit_BF, unit_NF, _, _ = _unit_rows(anchor_BF, target_NF)
     (rows, step_F), targets = unit_BF.shape, len(unit_NF)
-    config = tiles("similarity", unit_BF.device, FORWARD, B=rows, N=targets, F=step_F)
+    config = _tiles(unit_BF, targets)
     height, width = triton.cdiv(rows, config["BLOCK_M"]), triton.cdiv(targets, config["BLOCK_N"])
     per_split = triton.cdiv(width, max(1, min(width, _PROGRAMS // height)))
     splits = triton.cdiv(width, per_split)
@@ -90,7 +94,7 @@ def gradient(
     # Strips are held in the features' dtype: relative to the largest gradient nothing of weight is lost in float16.
     most = torch.cat((grad_row_B, grad_column_N, grad_positive_B)).abs().amax().clamp_min(1e-30)
     (rows, step_F), targets = unit_BF.shape, len(unit_NF)
-    config = tiles("similarity", unit_BF.device, FORWARD, B=rows, N=targets, F=step_F)
+    config = _tiles(unit_BF, targets)
     step = max(1, STRIP // targets // config["BLOCK_M"]) * config["BLOCK_M"]
     features = anchor_BF.shape[1]
     grad_BF, grad_NF = (row_B.new_zeros(side.shape if want else 0) for side, want in zip((anchor_BF, target_NF), wants))
@@ -146,6 +150,16 @@ def _unit_rows(anchor_BF: Tensor, target_NF: Tensor) -> tuple[Tensor, Tensor, Te
     return out[0], out[2], out[1], out[3]
 
 
+def _tiles(unit_BF: Tensor, targets: int) -> Tiles:
+    default = DEFAULT[unit_BF.element_size()]
+    return tiles("similarity", unit_BF.device, default, **sizes(*unit_BF.shape, targets, unit_BF.element_size()))
+
+
+def sizes(rows: int, features: int, targets: int, itemsize: int) -> dict[str, int]:
+    """What a shape class depends on."""
+    return {"B": rows, "N": targets, "F": features, "S": itemsize}
+
+
 def _ids(ids_2B: Tensor | None, ids_2N: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
     if ids_2B is None or ids_2N is None:
         return like, like  # never read
@@ -160,8 +174,9 @@ def _flags(unit_BF: Tensor, ids_2B: Tensor | None, repeats: int, subjects: int, 
     }  # fmt: skip
 
 
-def ahead(dtype: str, config: dict[str, int] = FORWARD) -> list[Ahead]:
+def ahead(dtype: str) -> list[Ahead]:
     """These kernels as they are launched on ``dtype`` ("fp16", "bf16", "fp32") without a policy, and with one."""
+    config = DEFAULT[4 if dtype == "fp32" else 2]
     numbers = ("row_out", "positive_out", "column_out", "row_lse", "column_lse", "grad_row", "grad_column", "share")
     types = {name: "*fp32" for name in (*numbers, "across_out", "down_out", "scale", "norms")}
     types |= {name: f"*{dtype}" for name in ("anchor", "target", "force_out", "rows", "out")}
@@ -170,7 +185,7 @@ def ahead(dtype: str, config: dict[str, int] = FORWARD) -> list[Ahead]:
     options = {name: value for name, value in config.items() if name.startswith("num")}
     cases = [Ahead(unit_row, types, {"BLOCK": 4096}, {"num_warps": 4, "num_stages": 3}, ("features", "padded"))]
     for repeats, subjects in ((0, 0), (2, 1)):
-        flags = {"REPEATS": repeats, "SUBJECTS": subjects, "COLUMNS": True, "WIDEN": False, "PRECISION": "tf32"}
+        flags = {"REPEATS": repeats, "SUBJECTS": subjects, "COLUMNS": True, "WIDEN": False, "PRECISION": "ieee"}
         for kernel in (lse_tile, force_tile):
             cases.append(Ahead(kernel, types, flags | blocks, options, ("batch", "targets", "padded")))
     return cases

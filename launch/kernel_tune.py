@@ -78,9 +78,9 @@ def _cases():
     normal = lambda *shape: torch.randn(*shape, device=_DEVICE, dtype=torch.bfloat16)  # noqa: E731
     for batch, features in _SIMILARITY:
         sides = [normal(batch, features).requires_grad_() for _ in range(2)]
-        padded = triton_similarity.padded(features)
+        sizes = triton_similarity.sizes(batch, triton_similarity.padded(features), batch, 2)
         yield (
-            "similarity", tuning.shape_class(B=batch, N=batch, F=padded), triton_similarity.CANDIDATES,
+            "similarity", tuning.shape_class(**sizes), triton_similarity.CANDIDATES,
             lambda sides=sides: torch.autograd.grad(info_nce(*sides, 0.1, symmetric=True), sides),
         )  # fmt: skip
     for batch, width in _EMBED:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cadiff import attention as subject
-from cadiff.attention import attention, attention_reference, describe_attention
+from cadiff.attention import attention, attention_packed, attention_reference, describe_attention
 from cadiff.errors import ConfigError
 
 
@@ -61,6 +61,16 @@ def test_half_precision_stays_close(choose):
     compare_with_definition(2, 2, 9, 4, 16, dtype=torch.bfloat16, atol=3e-2)
 
 
+@pytest.mark.parametrize("name", ["sdpa", "reference"])
+def test_one_compiled_graph_agrees(choose, name):
+    choose(name)
+    torch.compiler.reset()
+    heads = torch.randn(3, 2, 2, 5, 4, generator=torch.Generator().manual_seed(2))
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*heads), attention_reference(*heads))
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize(("name", "said"), [("auto", "sdpa"), ("sdpa", "sdpa"), ("reference", "reference")])
 def test_it_says_what_runs(choose, name, said):
     choose(name)
@@ -84,6 +94,8 @@ def test_xformers_by_name_on_a_cpu_is_refused_with_a_remedy(choose):
     choose("xformers")
     with pytest.raises(ConfigError, match=r"no attention for a cpu; expected .* NVIDIA GPU.*CADIFF_ATTENTION=auto"):
         attention(*torch.zeros(3, 1, 1, 2, 2))
+    with pytest.raises(ConfigError, match="no attention for a cpu"):
+        attention_packed(*torch.zeros(3, 2, 1, 2), [2])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +124,8 @@ def xformers_of_the_definition(monkeypatch):
 
     def memory_efficient_attention(*heads):
         assert [tensor.shape[2] for tensor in heads] == [3, 3, 3]
-        return attention_reference(*(tensor.transpose(1, 2) for tensor in heads)).transpose(1, 2)
+        with torch.autocast("cpu", enabled=False):
+            return attention_reference(*(tensor.transpose(1, 2) for tensor in heads)).transpose(1, 2)
 
     xformers, ops = ModuleType("xformers"), ModuleType("xformers.ops")
     xformers.__version__, xformers.ops, ops.memory_efficient_attention = "0.9", ops, memory_efficient_attention
@@ -127,11 +140,21 @@ def test_where_xformers_runs_it_is_used_in_its_own_layout(choose, monkeypatch, x
     compare_with_definition(2, 3, 5, 7, 4)
 
 
+@pytest.mark.parametrize("name", ["sdpa", "reference", "xformers"])
+def test_every_implementation_follows_autocast(monkeypatch, xformers_of_the_definition, name):
+    monkeypatch.setattr(subject, "_chosen", lambda device_type: name)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attention(*torch.ones(3, 1, 3, 4, 2))
+    assert torch.equal(mixed, torch.ones(1, 3, 4, 2, dtype=torch.bfloat16))
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("D", [16, 32, 64])
+@pytest.mark.parametrize(("M", "N"), [(29, 29), (18, 33)], ids=["self", "cross"])
 @pytest.mark.parametrize("name", ["auto", "xformers"])
-def test_gpu_attention_is_that_of_the_definition(choose, name):
+def test_gpu_attention_is_that_of_the_definition(choose, name, M, N, D):
     pytest.importorskip("xformers")
     choose(name)
     assert describe_attention("cuda").startswith("xformers")
     for dtype, atol in ((torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)):
-        compare_with_definition(2, 4, 18, 33, 64, device="cuda", dtype=dtype, atol=atol)
+        compare_with_definition(2, 4, M, N, D, device="cuda", dtype=dtype, atol=atol)

@@ -55,7 +55,8 @@ def _channel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def image_patches(pixels_BCSS: Tensor, patch: int) -> Tensor:
     """Cut images into patches (B, L, P), row by row; within a patch row, column, then colour: the decoder's order."""
-    return _grid(pixels_BCSS, patch).permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(1, 2)
+    grid = pixels_BCSS.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def image_from_patches(patches_BLP: Tensor, patch: int) -> Tensor:
@@ -65,11 +66,6 @@ def image_from_patches(patches_BLP: Tensor, patch: int) -> Tensor:
     return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
-def _grid(pixels_BCSS: Tensor, patch: int) -> Tensor:
-    """(B, G, G, C, p, p): the patch grid, each patch in the order of a convolution's weight."""
-    return pixels_BCSS.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 1, 3, 5)
-
-
 class PatchEmbeddings(nn.Module):
     """Holds the projection under its Hugging Face name."""
 
@@ -77,8 +73,8 @@ class PatchEmbeddings(nn.Module):
         super().__init__()
         self.projection = PatchProjection(width, 3, patch, patch)
 
-    def forward(self, values_BV: Tensor, keep_BK: Tensor, position_LD: Tensor) -> Tensor:
-        return self.projection(values_BV, keep_BK, position_LD)
+    def forward(self, pixels_BCSS: Tensor, keep_BK: Tensor, position_LD: Tensor) -> Tensor:
+        return self.projection(pixels_BCSS, keep_BK, position_LD)
 
 
 class Embeddings(nn.Module):
@@ -86,7 +82,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, image: ImageModel, side: int) -> None:
         super().__init__()
-        self.patch, self.length = image.patch, side * side
+        self.length = side * side
         self.cls_token = nn.Parameter(torch.empty(1, 1, image.width))
         self.register_buffer("position_embeddings", sincos_positions_2d(side, image.width))
         self.patch_embeddings = PatchEmbeddings(image.width, image.patch)
@@ -95,8 +91,7 @@ class Embeddings(nn.Module):
     def forward(self, pixels_BCSS: Tensor, masking: Masking | None) -> Tensor:
         if masking is None:
             masking = nothing_hidden(len(pixels_BCSS), self.length, pixels_BCSS.device)
-        values_BV = _grid(pixels_BCSS, self.patch).flatten(1)
-        tokens_BKD = self.patch_embeddings(values_BV, masking.keep_BK, self.position_embeddings[0, 1:])
+        tokens_BKD = self.patch_embeddings(pixels_BCSS, masking.keep_BK, self.position_embeddings[0, 1:])
         first_11D = self.cls_token + self.position_embeddings[:, :1]
         return torch.cat([first_11D.expand(len(tokens_BKD), -1, -1), tokens_BKD], dim=1)
 

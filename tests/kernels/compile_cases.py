@@ -4,42 +4,36 @@ Not collected by name: test_triton.py runs this file in a process of its own, wh
 interpreter accepts things that the compiler does not, such as methods of an argument that was specialised to 1.
 """
 
+import dataclasses
+
 import pytest
-from triton import compile as compile_kernel
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from cadiff.kernels import triton_patch_embed, triton_similarity
+from cadiff.kernels import triton_mask, triton_patch_embed, triton_similarity
 
-TILES = {"BLOCK_P": 16, "BLOCK_M": 32, "BLOCK_D": 64, "BLOCK_B": 64, "BLOCK_N": 64, "BLOCK_F": 32}
-POINTERS = {
-    "keep": "*i64",
-    "where": "*i64",
-    "weight_out": "*fp32",
-    "bias_out": "*fp32",
-    "lse": "*fp32",
-    "sharpness": "fp32",
-}
-KERNELS = [
-    (triton_patch_embed._embed, ("signal", "weight", "bias", "position", "tokens")),
-    (triton_patch_embed._weight_grad, ("signal", "grad")),
-    (triton_patch_embed._position_grad, ("grad", "out")),
-    (triton_similarity._log_sum_exp, ("anchor", "target")),
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may have, of the A100 and the H100
+CASES = [
+    *((f"mask {place}", case) for place, case in enumerate(triton_mask.ahead())),
+    *(
+        (f"{case.name} {dtype} {place}", case)
+        for dtype in ("fp16", "bf16", "fp32")
+        for module in (triton_similarity, triton_patch_embed)
+        for place, case in enumerate(module.ahead(dtype))
+    ),
 ]
 
 
-@pytest.mark.parametrize(("kernel", "tensors"), KERNELS, ids=[kernel.fn.__name__ for kernel, _ in KERNELS])
-@pytest.mark.parametrize(
-    ("capability", "dtype", "ones"),
-    [(80, "fp16", False), (90, "bf16", False), (90, "fp32", True)],
-    ids=["Ampere fp16", "Hopper bf16", "Hopper fp32, sizes of one"],
-)
-def test_kernel_compiles(kernel, tensors, dtype, ones, capability):
-    types = POINTERS | {name: f"*{dtype}" for name in tensors}
-    constants = {name: TILES[name] for name in kernel.arg_names if name in TILES}
-    if ones:  # Triton makes a constant of every integer argument that is 1
-        constants |= {name: 1 for name in kernel.arg_names if name not in types and name not in TILES}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
-    by_place = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    compiled = compile_kernel(ASTSource(kernel, signature, by_place), target=GPUTarget("cuda", capability, 32))
-    assert compiled.metadata.shared <= 48 * 1024  # bytes of shared memory that every NVIDIA GPU has
+@pytest.mark.parametrize("capability", SHARED, ids=["Ampere", "Hopper"])
+@pytest.mark.parametrize("case", [case for _, case in CASES], ids=[name for name, _ in CASES])
+def test_kernel_compiles_within_the_gpus_means(case, capability):
+    used = case.compile(capability)
+    assert 16 <= used["registers"] <= 255
+    assert used["shared_bytes"] <= SHARED[capability]
+    assert used["spilled_bytes"] <= 64  # a few numbers a thread; more means tiles that are too large
+
+
+@pytest.mark.parametrize("case", [triton_similarity.ahead("fp32")[1], triton_patch_embed.ahead("fp32")[0]])
+def test_kernel_compiles_where_every_size_is_one(case):
+    """Triton makes a constant of every integer argument that is 1."""
+    sizes = [n for n in case.kernel.arg_names if n not in case.types and n not in case.constants]
+    ones = dataclasses.replace(case, constants=case.constants | dict.fromkeys(sizes, 1), aligned=())
+    assert ones.compile(90)["registers"] >= 16

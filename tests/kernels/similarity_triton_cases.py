@@ -22,7 +22,7 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 def small_tiles(monkeypatch):
     """Several blocks, splits, groups and strips even of a small batch."""
     config = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_F": 16, "num_warps": 4, "num_stages": 2}
-    for name, value in (("FORWARD", config), ("_PROGRAMS", 6), ("_GROUP", 2), ("STRIP", 16 * 70)):
+    for name, value in (("DEFAULT", {2: config, 4: config}), ("_PROGRAMS", 6), ("_GROUP", 2), ("STRIP", 16 * 70)):
         monkeypatch.setattr(triton_similarity, name, value)
 
 

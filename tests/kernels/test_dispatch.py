@@ -30,7 +30,7 @@ def test_a_gpu_where_triton_cannot_compile_steps_aside_aloud(choose, monkeypatch
     def fails(*inputs):
         raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
 
-    monkeypatch.setattr("cadiff.kernels.triton_patch_embed.MaskedPatchEmbed.apply", fails)
+    monkeypatch.setattr("cadiff.kernels.triton_mask.ranked_draws", fails)
     reason = dispatch._why_no_triton("cpu")
     assert reason == "Triton does not run here (RuntimeError: Failed to find C compiler.)"
     monkeypatch.setattr(dispatch, "_why_no_triton", lambda device_type: reason)

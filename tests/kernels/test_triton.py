@@ -20,9 +20,13 @@ def run_cases(name: str, scratch: Path, **variables: str) -> None:
     assert " passed" in done.stdout
 
 
+CASES = sorted(path.name for path in HERE.glob("*_triton_cases.py"))
+
+
 @needs_triton
-def test_triton_kernels_equal_their_references_in_the_interpreter(tmp_path):
-    run_cases("triton_cases.py", tmp_path, TRITON_INTERPRET="1", CADIFF_KERNELS="triton")
+@pytest.mark.parametrize("name", CASES)
+def test_triton_kernels_equal_their_references_in_the_interpreter(name, tmp_path):
+    run_cases(name, tmp_path, TRITON_INTERPRET="1", CADIFF_KERNELS="triton")
 
 
 @needs_triton
@@ -31,5 +35,6 @@ def test_triton_kernels_compile_for_gpus_that_are_not_here(tmp_path):
 
 
 @pytest.mark.gpu
-def test_triton_kernels_equal_their_references_on_the_gpu(tmp_path):
-    run_cases("triton_cases.py", tmp_path, TRITON_INTERPRET="0", CADIFF_KERNELS="triton")
+@pytest.mark.parametrize("name", CASES)
+def test_triton_kernels_equal_their_references_on_the_gpu(name, tmp_path):
+    run_cases(name, tmp_path, TRITON_INTERPRET="0", CADIFF_KERNELS="triton")
