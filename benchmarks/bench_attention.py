@@ -45,7 +45,7 @@ CONTENDERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--subjects", type=int, default=5)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--size", type=int, default=64)

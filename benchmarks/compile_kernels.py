@@ -24,7 +24,7 @@ def main() -> None:
         for dtype in DTYPES:
             cases += [(dtype, case) for case in (*triton_similarity.ahead(dtype), *triton_patch_embed.ahead(dtype))]
         for dtype, case in cases:
-            options = {name: value for name, value in case.constants.items() if name not in ("WIDEN", "PRECISION")}
+            options = {name: value for name, value in case.constants.items() if name not in ("WIDEN", "DTYPE")}
             rows.append(
                 {"architecture": f"sm_{capability}", "kernel": case.name, "dtype": dtype, **case.compile(capability)}
                 | {"constants": options | case.options}

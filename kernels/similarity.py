@@ -65,8 +65,8 @@ def info_nce(
     positives as in Khosla et al., "Supervised contrastive learning", 2020, eq. 2.
     """
     with torch.autocast(anchor_BF.device.type, enabled=False):
-        kind = torch.promote_types(torch.promote_types(anchor_BF.dtype, target_BF.dtype), torch.float32)
-        scale = 1.0 / torch.as_tensor(temperature, dtype=kind, device=anchor_BF.device)
+        anchor_BF, target_BF = _alike(anchor_BF, target_BF)
+        scale = _scale(temperature, anchor_BF)
         world = distributed.get_world_size() if negatives != "micro" and distributed.is_initialized() else 1
         rules = pairs.rules(anchor_BF)
         if world > 1:
@@ -91,12 +91,31 @@ def info_nce_reference(
     pairs: Pairs = ANY_PAIRS,
 ) -> Tensor:  # fmt: skip
     """The definition for one process, with the whole matrix, in the inputs' dtype. The other paths are tested by it."""
-    scale = 1.0 / torch.as_tensor(temperature, dtype=anchor_BF.dtype, device=anchor_BF.device)
+    scale = _scale(temperature, anchor_BF)
     rules = pairs.rules(anchor_BF)
     row_B, column_B, positive_B = similarity_reference.log_sum_exp(
         anchor_BF, target_BF, scale, 0, rules.ids_2B, rules.ids_2B, rules.repeats, rules.subjects, symmetric
     )
     return _loss(row_B, column_B, positive_B, symmetric)
+
+
+def _alike(anchor_BF: Tensor, target_BF: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in one dtype, the wider of the two."""
+    shapes = tuple(anchor_BF.shape), tuple(target_BF.shape)
+    if anchor_BF.ndim != 2 or shapes[0] != shapes[1]:
+        raise ValueError(f"info_nce: anchors {shapes[0]} and targets {shapes[1]}; expected (B, F) both.")
+    dtype = torch.promote_types(anchor_BF.dtype, target_BF.dtype)
+    return anchor_BF.to(dtype), target_BF.to(dtype)
+
+
+def _scale(temperature: float | Tensor, like_BF: Tensor) -> Tensor:
+    """One over the temperature, 0-d, in what is computed in."""
+    kind = torch.promote_types(like_BF.dtype, torch.float32)
+    if isinstance(temperature, Tensor):
+        return 1.0 / temperature.to(like_BF.device, kind).reshape(())
+    if not temperature > 0:
+        raise ValueError(f"info_nce: temperature is {temperature}; expected a number above 0.")
+    return torch.full((), 1.0 / temperature, dtype=kind, device=like_BF.device)
 
 
 def _loss(row_B: Tensor, column_B: Tensor, positive_B: Tensor, symmetric: bool) -> Tensor:

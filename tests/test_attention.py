@@ -5,6 +5,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from test_attention_packed import compare_with_definition as compare_packed
+from test_attention_packed import draw_heads
 
 from cadiff import attention as subject
 from cadiff.attention import attention, attention_packed, attention_reference, describe_attention
@@ -62,8 +64,12 @@ def test_half_precision_stays_close(choose):
 
 
 @pytest.mark.parametrize("name", ["sdpa", "reference"])
-def test_one_compiled_graph_agrees(choose, name):
-    choose(name)
+def test_one_compiled_graph_agrees_and_leaves_the_choice_outside(monkeypatch, name):
+    def chosen(device_type):
+        torch._dynamo.graph_break()  # like running xformers once: nothing to trace
+        return name
+
+    monkeypatch.setattr(subject, "_chosen", chosen)
     torch.compiler.reset()
     heads = torch.randn(3, 2, 2, 5, 4, generator=torch.Generator().manual_seed(2))
     compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
@@ -96,6 +102,23 @@ def test_xformers_by_name_on_a_cpu_is_refused_with_a_remedy(choose):
         attention(*torch.zeros(3, 1, 1, 2, 2))
     with pytest.raises(ConfigError, match="no attention for a cpu"):
         attention_packed(*torch.zeros(3, 2, 1, 2), [2])
+
+
+@pytest.mark.parametrize(
+    ("lengths_q", "lengths_k", "complaint"),
+    [
+        ([3, 0, 2], None, r"lengths \[3, 0, 2\] for 5 queries; expected .* none empty"),
+        ([3, 1], None, "for 5 queries; expected at least one sequence, none empty, adding up to 5"),
+        ([-1, 6], None, "none empty"),
+        ([], None, "at least one sequence"),
+        ([3, 2], None, r"lengths \[3, 2\] for 6 keys.*give lengths_k where keys differ"),
+        ([3, 2], [6, 0], "for 6 keys; .*Leave empty sequences out"),
+        ([3, 2], [1, 2, 3], "2 lengths of queries and 3 of keys; expected one of each"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(lengths_q, lengths_k, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        attention_packed(torch.zeros(5, 1, 2), *torch.zeros(2, 6, 1, 2), lengths_q, lengths_k)
 
 
 @pytest.mark.parametrize(
@@ -158,3 +181,43 @@ def test_gpu_attention_is_that_of_the_definition(choose, name, M, N, D):
     assert describe_attention("cuda").startswith("xformers")
     for dtype, atol in ((torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)):
         compare_with_definition(2, 4, M, N, D, device="cuda", dtype=dtype, atol=atol)
+
+
+@pytest.fixture
+def real_xformers(monkeypatch):
+    pytest.importorskip("xformers")
+    assert subject._why_no_xformers("cuda") is None
+    monkeypatch.setattr(subject, "_chosen", lambda device_type: "xformers")
+
+
+GPU_LENGTHS = [33, 1, 64, 257, 18]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("D", [16, 32, 64])
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)], ids=str
+)
+@pytest.mark.parametrize("lengths_k", [None, [5, 129, 1, 31, 77]], ids=["self", "cross"])
+def test_gpu_packed_attention_is_that_of_the_definition(real_xformers, D, dtype, atol, lengths_k):
+    heads = draw_heads(GPU_LENGTHS, lengths_k, 4, D, dtype, "cuda")
+    compare_packed(attention_packed, heads, GPU_LENGTHS, lengths_k, atol)
+
+
+@pytest.mark.gpu
+def test_gpu_packed_attention_takes_slices_autocast_and_compile(real_xformers):
+    qkv_T3HD = torch.randn(60, 3, 4, 32, generator=torch.Generator().manual_seed(5)).to("cuda", torch.bfloat16)
+    slices = [heads_THD.requires_grad_() for heads_THD in qkv_T3HD.unbind(1)]
+    compare_packed(attention_packed, slices, [7, 53], None, 5e-2)
+    floats = draw_heads([7, 53], None, 4, 32, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        assert compare_packed(attention_packed, floats, [7, 53], None, 5e-2).dtype == torch.bfloat16
+    compare_packed(torch.compile(attention_packed, backend="aot_eager"), slices, [7, 53], None, 5e-2)
+
+
+@pytest.mark.gpu
+def test_gpu_attention_without_xformers_is_that_of_the_definition(monkeypatch):
+    monkeypatch.setattr(subject, "_chosen", lambda device_type: "sdpa")
+    for lengths_k in (None, [5, 129, 1, 31, 77]):
+        heads = draw_heads(GPU_LENGTHS, lengths_k, 4, 32, torch.bfloat16, "cuda")
+        compare_packed(attention_packed, heads, GPU_LENGTHS, lengths_k, 5e-2)

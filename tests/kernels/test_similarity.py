@@ -171,6 +171,22 @@ def test_cached_negatives_count_like_negatives_of_the_batch_but_get_no_gradient(
         info_nce(*leaves, pairs=Pairs(seen_B, "positive"), cached=cached)
 
 
+def test_sides_of_two_dtypes_meet_in_the_wider_and_each_gets_its_own_gradient():
+    leaves = [*draw((6, 5), dtype=torch.float16), *draw((6, 5), dtype=torch.float64, seed=6)]
+    got = answer(info_nce, leaves, 0.2, symmetric=True)
+    assert [tensor.dtype for tensor in got] == [torch.float64, torch.float16, torch.float64]
+    close(got, truth(leaves, 0.2, symmetric=True), 1e-3)
+
+
+def test_what_is_no_batch_or_no_temperature_is_refused():
+    sides = [side.detach() for side in draw((4, 3), (5, 3))]
+    with pytest.raises(ValueError, match=r"anchors \(4, 3\) and targets \(5, 3\)"):
+        info_nce(*sides, 0.1)
+    for temperature in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="expected a number above 0"):
+            info_nce(sides[0], sides[0], temperature)
+
+
 def test_a_policy_without_its_numbers_is_refused():
     with pytest.raises(ConfigError, match=r"repeats = 'drop' compares numbers.*Pass stimulus_B"):
         Pairs(repeats="drop")
