@@ -15,7 +15,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/coverage erase
-	$(VENV)/bin/coverage run -m pytest -n $(AT_ONCE) --dist loadfile $(ARGS)
+	$(VENV)/bin/coverage run -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(VENV)/bin/coverage combine -q
 	$(VENV)/bin/coverage report --fail-under=85 --skip-covered
 	$(MAKE) --no-print-directory lint

@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from cadiff.errors import ConfigError
 from cadiff.kernels import similarity_torch
 from cadiff.kernels.ahead import Ahead
 from cadiff.kernels.pairs import count_positives
@@ -151,8 +152,11 @@ def _unit_rows(anchor_BF: Tensor, target_NF: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _tiles(unit_BF: Tensor, targets: int) -> Tiles:
-    default = DEFAULT[unit_BF.element_size()]
-    return tiles("similarity", unit_BF.device, default, **sizes(*unit_BF.shape, targets, unit_BF.element_size()))
+    size = unit_BF.element_size()
+    chosen = tiles("similarity", unit_BF.device, DEFAULT[size], **sizes(*unit_BF.shape, targets, size))
+    if _PAD % chosen["BLOCK_F"]:
+        raise ConfigError(f"Tiles of similarity: BLOCK_F is {chosen['BLOCK_F']}; expected a divisor of {_PAD}.")
+    return chosen
 
 
 def sizes(rows: int, features: int, targets: int, itemsize: int) -> dict[str, int]:

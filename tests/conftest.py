@@ -16,8 +16,13 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+# Files whose tests launch jobs or compile kernels, longest first. Run side by side, the others fill up what they leave.
+LONGEST = ["test_train.py", "test_demo.py", "test_triton.py", "test_similarity_ranks.py", "test_drill.py"]
+
+
 def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU where there is none."""
+    """Begin with the longest files, and skip what needs a GPU where there is none."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing:
         import torch

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from similarity_world import answer, close, draw, some_pairs, truth
 from test_similarity_properties import DTYPES, batches, unit_gradients
 
+from cadiff.errors import ConfigError
 from cadiff.kernels import dispatch, triton_similarity
 from cadiff.kernels.similarity import info_nce
 
@@ -55,6 +56,13 @@ def test_any_batch(batch):
     got, wanted = answer(info_nce, leaves, **options), truth(leaves, **options)
     sharp = max(1.0, 0.07 / leaves[2].item())
     close(unit_gradients(got, leaves), unit_gradients(wanted, leaves), 2 * tolerance * sharp)
+
+
+def test_tiles_that_would_read_beyond_a_row_are_refused(monkeypatch):
+    wide = triton_similarity.DEFAULT[4] | {"BLOCK_F": 128}
+    monkeypatch.setattr(triton_similarity, "DEFAULT", {2: wide, 4: wide})
+    with pytest.raises(ConfigError, match="BLOCK_F is 128; expected a divisor of 64"):
+        info_nce(*draw((4, 3), (4, 3), device=DEVICE), 0.1)
 
 
 def test_triton_is_what_runs_and_passes_its_own_check():
