@@ -66,6 +66,12 @@ def attention_packed(
         ConfigError: a sequence is empty, the lengths do not add up or are of unequal number, or CADIFF_ATTENTION names
             an implementation that cannot run here.
     """
+    shapes = [tuple(part.shape) for part in (q_THD, k_SHD, v_SHD)]
+    if any(len(shape) != 3 for shape in shapes) or shapes[1] != shapes[2] or shapes[0][1:] != shapes[1][1:]:
+        raise ConfigError(
+            f"Packed attention: queries {shapes[0]}, keys {shapes[1]} and values {shapes[2]}; expected (T, H, D), "
+            "(S, H, D) and (S, H, D). Lay sequences end to end, without a batch."
+        )
     numbers_q = _checked_lengths(lengths_q, q_THD.shape[0], "queries")
     numbers_k = _checked_lengths(numbers_q if lengths_k is None else lengths_k, k_SHD.shape[0], "keys")
     if len(numbers_q) != len(numbers_k):

@@ -73,6 +73,7 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     }
     stream = Stream(datasets, split="train", batch=job.train.batch, micro_batch=micro, **options)
     check_batch(job, stream)
+    check_negatives(job, stream.subjects)
     if width:
         whole = job.data.on_damage == "raise"
         hold_signals(datasets, job.data.cache, width, whole, device_of(place), processes_here(place))
@@ -164,6 +165,15 @@ def check_batch(job: Job, stream: Stream) -> None:
             f"loss.negatives = '{job.loss.negatives}' means the whole batch of {job.train.batch}, but it is split into "
             f"{stream.accumulate} micro-batches a step. Raise train.micro_batch, use more ranks, or set "
             "loss.negatives=micro."
+        )
+
+
+def check_negatives(job: Job, subjects: list[str]) -> None:
+    """Refuse a choice of negatives that leaves none: the loss would be zero from the first step to the last."""
+    if job.phase == "phase1" and job.loss.negative_subjects == "across" and len(subjects) < 2:
+        raise ConfigError(
+            f"loss.negative_subjects = 'across' takes other subjects' samples, and data.shards hold {len(subjects)} "
+            "subject. Use more subjects, or set loss.negative_subjects=any."
         )
 
 

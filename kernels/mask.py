@@ -78,12 +78,19 @@ def random_mask(
     2**-29 of itself times its ratio to the smallest weight (see ``inverse_weights``).
 
     Args:
+        stream: what the mask is for, such as "phase1/view1"; other names give other masks.
+        epoch_B, sample_id_B: int64 (B,).
         weights_L: float (L,); on the CPU, so that checking it does not wait for a GPU.
 
     Raises:
         ConfigError: nothing would be kept, or a weight is not positive and finite.
+        ValueError: sizes that do not fit together.
     """
     kept = kept_patches(length, ratio)
+    given = {"epoch_B": (epoch_B, len(sample_id_B)), "weights_L": (weights_L, length)}
+    for name, (part, size) in given.items():
+        if part is not None and tuple(part.shape) != (size,):
+            raise ValueError(f"random_mask: {name} {tuple(part.shape)}; expected ({size},).")
     if backend(sample_id_B.device.type) == "reference":
         return random_mask_reference(seed, stream, epoch_B, sample_id_B, length, ratio, weights_L)
     return Masking(*random_mask_op(str(seed), stream, epoch_B, sample_id_B, length, kept, weights_L))

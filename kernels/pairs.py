@@ -30,11 +30,11 @@ class Pairs:
         stimulus_B: int64, the picture that was seen; -1 (nothing known) is the same as no other.
         repeats: what a target with the anchor's stimulus is: a "negative" like any other, dropped, or one more
             "positive" (the loss then takes the mean over them).
-        subject_B: int64, whose brain it was.
+        subject_B: int64, whose brain it was; -1 is a subject like any other.
         subjects: negatives of "any" subject, only "within" the anchor's own, or only "across": of other subjects.
 
     Raises:
-        ConfigError: a policy without the numbers it compares.
+        ConfigError: a policy without the numbers it compares, or with numbers that are not whole.
     """
 
     stimulus_B: Tensor | None = None
@@ -55,11 +55,20 @@ class Pairs:
                     f"Pass {'stimulus_B' if name == 'repeats' else 'subject_B'}, or use {known[0]!r}."
                 )
 
+        for name, ids_B in (("stimulus_B", self.stimulus_B), ("subject_B", self.subject_B)):
+            if ids_B is not None and (ids_B.ndim != 1 or ids_B.is_floating_point() or ids_B.is_complex()):
+                raise ConfigError(
+                    f"Contrastive pairs: {name} {tuple(ids_B.shape)} of {ids_B.dtype}; expected int64 (B,)."
+                )
+
     def rules(self, anchor_BF: Tensor) -> Rules:
         """The same for the kernels; a batch without a policy has no numbers."""
         repeats, subjects = REPEATS.index(self.repeats), SUBJECTS.index(self.subjects)
         if not repeats and not subjects:
             return Rules()
+        for ids_B in (self.stimulus_B, self.subject_B):
+            if ids_B is not None and len(ids_B) != len(anchor_BF):
+                raise ConfigError(f"Contrastive pairs: numbers of {len(ids_B)} samples for {len(anchor_BF)} anchors.")
         nothing_B = torch.full((anchor_BF.shape[0],), -1, dtype=torch.int64, device=anchor_BF.device)
         rows = [nothing_B if ids_B is None else ids_B.to(nothing_B) for ids_B in (self.stimulus_B, self.subject_B)]
         return Rules(repeats, subjects, torch.stack(rows))

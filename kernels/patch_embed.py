@@ -11,6 +11,8 @@ patch (C * Y * X of an image), L patches, K kept patches, D width.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,8 @@ def masked_patch_embed(
     Args:
         signal: (B, V) with (L - 1) * P < V <= L * P, or images (B, C, H, W); float32, float16, bfloat16, int8, int16 or
             uint8, of any strides. What the last patches lack counts as zero.
-        keep_BK: int64, unique within a row, 0..L-1. Patches of images are counted row by row.
+        keep_BK: int64, unique within a row, 0..L-1, which is not checked: others are read from beyond the signal on a
+            GPU, and repeats lose gradients of positions there. Patches of images are counted row by row.
         weight: (D, P), or (D, C, Y, X) for images, as a convolution has it; float32, float16 or bfloat16.
         bias_D, position_LD: added to each token; any float dtype.
         lengths_B: int64, the voxels of each sample of a ragged batch; what lies behind counts as zero. Not for images.
@@ -39,8 +42,11 @@ def masked_patch_embed(
         tokens_BKD in weight's dtype. Products are made in that dtype, under autocast in autocast's, summed in float32
         and rounded once. Weight, bias and position get gradients, the same bits every time. A signal, gain or shift
         that asks for one takes the path of the definition: the operators treat them as data.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together.
     """
-    _check(signal, weight, position_LD, lengths_B)
+    _check(signal, keep_BK, weight, bias_D, position_LD, lengths_B)
     told = (signal, gain, shift)
     if backend(signal.device.type) == "reference" or any(part is not None and part.requires_grad for part in told):
         return masked_patch_embed_reference(
@@ -86,18 +92,35 @@ def _like(part: Tensor | None, signal: Tensor) -> Tensor | None:
     return None if part is None else part.expand(signal.shape)
 
 
-def _check(signal: Tensor, weight: Tensor, position_LD: Tensor, lengths_B: Tensor | None) -> None:
-    length = position_LD.shape[0]
-    if signal.ndim == 2:
-        voxels, patch = signal.shape[1], weight.shape[1]
-        assert weight.ndim == 2, f"signals (B, V) take weights (D, P), not {tuple(weight.shape)}"
-        assert (length - 1) * patch < voxels <= length * patch, f"{voxels} voxels are not {length} patches of {patch}"
-        return
-    assert signal.ndim == 4 and weight.ndim == 4, f"no images: {tuple(signal.shape)}, {tuple(weight.shape)}"
-    assert lengths_B is None, "images have no lengths"
-    assert signal.shape[1] == weight.shape[1], f"{signal.shape[1]} channels, and weights for {weight.shape[1]}"
-    down, across = (-(-size // patch) for size, patch in zip(signal.shape[2:], weight.shape[2:]))
-    assert down * across == length, f"{down} x {across} patches are not {length}"
+def _check(signal: Tensor, keep_BK: Tensor, weight: Tensor, bias_D: Tensor, position_LD: Tensor, lengths_B) -> None:
+    """Refuse what does not fit together; places in ``keep_BK`` are not looked at, which would wait for a GPU."""
+    if signal.ndim not in (2, 4) or weight.ndim != signal.ndim:
+        raise ValueError(
+            f"masked_patch_embed: signal {tuple(signal.shape)} and weight {tuple(weight.shape)}; expected (B, V) with "
+            "(D, P), or (B, C, H, W) with (D, C, Y, X)."
+        )
+    length, width = len(position_LD), len(weight)
+    patches = [-(-size // patch) for size, patch in zip(signal.shape[2:] or signal.shape[1:], _patch_of(weight))]
+    floats = {"weight": weight, "bias": bias_D, "position": position_LD}
+    wrong = [f"{name} of {part.dtype}" for name, part in floats.items() if not part.is_floating_point()]
+    if signal.ndim == 4 and signal.shape[1] != weight.shape[1]:
+        wrong.append(f"{signal.shape[1]} channels, and weights for {weight.shape[1]}")
+    if math.prod(patches) != length:
+        wrong.append(f"{' x '.join(map(str, patches))} patches, and positions for {length}")
+    if tuple(bias_D.shape) != (width,) or tuple(position_LD.shape[1:]) != (width,):
+        wrong.append(f"bias {tuple(bias_D.shape)} and position {tuple(position_LD.shape)} of a width of {width}")
+    if keep_BK.ndim != 2 or len(keep_BK) != len(signal) or keep_BK.dtype != torch.int64:
+        wrong.append(f"keep {tuple(keep_BK.shape)} of {keep_BK.dtype} for {len(signal)} samples, expected int64 (B, K)")
+    if lengths_B is not None and (
+        signal.ndim == 4 or tuple(lengths_B.shape) != (len(signal),) or lengths_B.dtype != torch.int64
+    ):
+        wrong.append(f"lengths {tuple(lengths_B.shape)} of {lengths_B.dtype}, expected int64 (B,), of signals only")
+    if wrong:
+        raise ValueError(f"masked_patch_embed: these do not fit together: {'; '.join(wrong)}.")
+
+
+def _patch_of(weight: Tensor) -> tuple[int, ...]:
+    return tuple(weight.shape[2:] or weight.shape[1:])
 
 
 def check_pair(device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -51,7 +51,8 @@ def info_nce(
     Args:
         anchor_BF, target_BF: any float dtype; computed in float32 (float64 for float64), also under autocast. Rows are
             scaled to length one; rows shorter than 1e-12 have no direction: they are like nothing, with no gradient.
-        temperature: divides the cosines, > 0; a 0-d tensor may be learned.
+        temperature: divides the cosines, > 0; a 0-d tensor may be learned. Learn its logarithm and pass the
+            exponential: whether a tensor on a GPU is positive is not looked at, which would wait for it.
         symmetric: both directions, as in CLIP; without it anchors choose among targets, as in the paper.
         negatives: "micro": the B targets given; "global": the targets of all ranks, gathered; "ring": the same, passed
             from rank to rank, so that no rank ever holds more than one other rank's targets.
@@ -61,11 +62,17 @@ def info_nce(
     Returns:
         float32 or float64 scalar. A sample without any negative has a loss of zero that keeps the graph.
 
+    Raises:
+        ValueError: shapes that do not fit together, a temperature that is not above 0, or unknown negatives.
+        ConfigError: a policy of ``pairs`` without the numbers it compares.
+
     Source: van den Oord et al., "Representation learning with contrastive predictive coding", 2018, eq. 4; several
     positives as in Khosla et al., "Supervised contrastive learning", 2020, eq. 2.
     """
     with torch.autocast(anchor_BF.device.type, enabled=False):
         anchor_BF, target_BF = _alike(anchor_BF, target_BF)
+        if negatives not in ("micro", "global", "ring"):
+            raise ValueError(f"info_nce: negatives is {negatives!r}; expected micro, global or ring.")
         scale = _scale(temperature, anchor_BF)
         world = distributed.get_world_size() if negatives != "micro" and distributed.is_initialized() else 1
         rules = pairs.rules(anchor_BF)
@@ -102,9 +109,11 @@ def info_nce_reference(
 def _alike(anchor_BF: Tensor, target_BF: Tensor) -> tuple[Tensor, Tensor]:
     """The same in one dtype, the wider of the two."""
     shapes = tuple(anchor_BF.shape), tuple(target_BF.shape)
-    if anchor_BF.ndim != 2 or shapes[0] != shapes[1]:
-        raise ValueError(f"info_nce: anchors {shapes[0]} and targets {shapes[1]}; expected (B, F) both.")
+    if anchor_BF.ndim != 2 or shapes[0] != shapes[1] or 0 in shapes[0]:
+        raise ValueError(f"info_nce: anchors {shapes[0]} and targets {shapes[1]}; expected (B, F) both, not empty.")
     dtype = torch.promote_types(anchor_BF.dtype, target_BF.dtype)
+    if not dtype.is_floating_point:
+        raise ValueError(f"info_nce: anchors and targets of {dtype}; expected a float dtype.")
     return anchor_BF.to(dtype), target_BF.to(dtype)
 
 
@@ -112,6 +121,9 @@ def _scale(temperature: float | Tensor, like_BF: Tensor) -> Tensor:
     """One over the temperature, 0-d, in what is computed in."""
     kind = torch.promote_types(like_BF.dtype, torch.float32)
     if isinstance(temperature, Tensor):
+        looked_at = temperature.device.type == "cpu" and not torch.compiler.is_compiling()
+        if temperature.numel() != 1 or (looked_at and not temperature > 0):
+            raise ValueError(f"info_nce: temperature is {temperature}; expected one number above 0.")
         return 1.0 / temperature.to(like_BF.device, kind).reshape(())
     if not temperature > 0:
         raise ValueError(f"info_nce: temperature is {temperature}; expected a number above 0.")
@@ -129,6 +141,8 @@ def _merge(lse_B: Tensor, rows_BF: Tensor, cached_CF: Tensor, scale: Tensor, min
     rules, others = mine.rules(rows_BF), theirs.rules(cached_CF)
     if (rules.repeats, rules.subjects) != (others.repeats, others.subjects):
         raise ValueError("info_nce: cached negatives under another policy than the batch.")
+    if cached_CF.shape[1:] != rows_BF.shape[1:]:
+        raise ValueError(f"info_nce: cached rows {tuple(cached_CF.shape)} beside rows {tuple(rows_BF.shape)}.")
     repeats = min(rules.repeats, 1)  # a positive would need a gradient: it is dropped
     more_B, *_ = similarity(
         rows_BF, cached_CF.detach(), scale, NO_OWN, rules.ids_2B, others.ids_2B, repeats, rules.subjects, False

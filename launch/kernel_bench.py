@@ -121,7 +121,8 @@ def _similarity(
     medians = _take_turns(calls, max(1, rounds if size <= 4096 else 1), device)
     told = {"batch": size, "features": features, "symmetric": symmetric, **_beside(medians)}
     told["peak_mib"] = {name: _peak_apart(name, device, size, features, symmetric) for name in ("dense", "live")}
-    told["memory_ratio"] = told["peak_mib"]["live"] / max(told["peak_mib"]["dense"], 1e-9)
+    if told["peak_mib"]["dense"] > 16:  # below that the system's own pages are what is measured
+        told["memory_ratio"] = told["peak_mib"]["live"] / told["peak_mib"]["dense"]
     if limits:  # four products: one forward, one again, and one for each side's gradient
         told["share_of_matmul_rate"] = 8 * size**2 * features / (medians["live"] * 1e-3) / limits["matmul_flop_per_s"]
     return told
@@ -214,10 +215,12 @@ def lines(told: dict[str, Any]) -> list[str]:
         name = f"loss, {entry['batch']:,} x {entry['features']:,}{', symmetric' * entry['symmetric']}"
         rows.append((name, entry))
     for name, entry in rows:
-        beside = ", ".join(f"{value:.2f} times that for {other}" for other, value in entry["times_of_live"].items())
-        line = f"{name:<36}{entry['median_ms']['live']:>10.1f} ms; {beside}"
+        others = [
+            f"{other} {entry['median_ms'][other]:.1f} ms ({r:.2f}x)" for other, r in entry["times_of_live"].items()
+        ]
+        line = f"{name:<36}{entry['median_ms']['live']:>10.1f} ms; {', '.join(others)}"
         if "peak_mib" in entry:
-            line += f"; {entry['peak_mib']['live']:,.0f} MiB, dense {entry['peak_mib']['dense']:,.0f}"
+            line += f"; {max(0, entry['peak_mib']['live']):,.0f} MiB, dense {max(0, entry['peak_mib']['dense']):,.0f}"
         for limit in ("share_of_copy_rate", "share_of_matmul_rate"):
             line += f"; {100 * entry[limit]:.0f} % of the {limit[9:-5]} rate" if limit in entry else ""
         out.append(line)

@@ -34,7 +34,7 @@ def test_memory_is_counted_beyond_inputs_and_gradients(told):
 def test_people_get_a_line_for_every_measurement(told):
     text = lines(told)
     assert len(text) == 5
-    assert text[-1].startswith("loss, 64 x 32, symmetric") and "times that for dense" in text[-1]
+    assert text[-1].startswith("loss, 64 x 32, symmetric") and "dense" in text[-1] and "x);" in text[-1]
 
 
 def test_sizes_that_are_no_batches_are_refused():

@@ -2,6 +2,7 @@
 
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from cadiff.distributed import Place, processes_here
 from cadiff.errors import ConfigError, DataError
 from cadiff.files import memory_bytes
 from cadiff.holding import hold_signals
-from cadiff.session import agree_on_data, job_hash, reading_of
+from cadiff.session import agree_on_data, check_negatives, job_hash, reading_of
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.synthetic.loader_set import make_loader_set
 
@@ -63,6 +64,13 @@ def test_signals_are_held_in_memory_only_where_they_fit(tiny_set, monkeypatch):
     monkeypatch.undo()
     assert ds.store.has(32, "wrap") and not ds.store.has(40, "wrap") and memory_bytes() > 10**8
     np.testing.assert_array_equal(ds.signals(np.arange(96), 32), expected)
+
+
+def test_negatives_of_other_subjects_need_other_subjects():
+    job = SimpleNamespace(phase="phase1", loss=SimpleNamespace(negative_subjects="across"))
+    check_negatives(job, ["A", "B"])
+    with pytest.raises(ConfigError, match=r"data\.shards hold 1 subject"):
+        check_negatives(job, ["A"])
 
 
 def test_small_sets_are_held_by_themselves_and_large_ones_read_from_files(tiny_set, tmp_path, monkeypatch, caplog):

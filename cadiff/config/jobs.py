@@ -49,6 +49,7 @@ class Phase1Loss(Section):
     # the self term the predictions of the micro-batch's other samples instead of their inputs.
     negatives: Literal["micro", "global", "ring", "predictions"] = "global"
     # Whose samples may be negatives: anyone's, only those of the anchor's own subject, or only those of other subjects.
+    # A sample without any has no contrastive loss: "within" wants batches that hold several samples of a subject.
     negative_subjects: Literal["any", "within", "across"] = "any"
 
 

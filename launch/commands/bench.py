@@ -69,8 +69,10 @@ def kernels(
 ) -> None:
     """Masked patch embedding, random masks and the contrastive loss beside what they replace: time and memory.
 
-    Contenders take turns in one run; memory is the peak beyond inputs and gradients. On a GPU each also stands beside
-    the rate of copying, or of matrix products, measured in the same run.
+    Beside the embedding stands a convolution of everything, then a gather, as in the paper's code; beside the loss the
+    dense one with its whole matrix; beside the mask a sort. Contenders take turns in one run; 1.5x means that it takes
+    one and a half times as long as the live kernel. Memory is the peak beyond inputs and gradients. On a GPU each also
+    stands beside the rate of copying, or of matrix products, measured in the same run.
     """
     import torch
 

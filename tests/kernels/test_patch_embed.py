@@ -59,7 +59,7 @@ def test_images_are_embedded_as_a_convolution_does_it(last):
 
 @pytest.mark.parametrize("voxels", [4, 9], ids=["a patch too short", "too long"])
 def test_a_signal_of_the_wrong_length_is_refused(voxels):
-    with pytest.raises(AssertionError, match=f"{voxels} voxels are not 2 patches of 4"):
+    with pytest.raises(ValueError, match=rf"{-(-voxels // 4)} patches, and positions for 2"):
         masked_patch_embed(
             torch.zeros(1, voxels), torch.tensor([[0]]), torch.zeros(3, 4), torch.zeros(3), torch.zeros(2, 3)
         )
@@ -68,17 +68,42 @@ def test_a_signal_of_the_wrong_length_is_refused(voxels):
 @pytest.mark.parametrize(
     ("pixels", "weight", "lengths", "why"),
     [
-        ((1, 3, 8, 8), (2, 3, 4, 2), None, "2 x 4 patches are not 4"),
+        ((1, 3, 8, 8), (2, 3, 4, 2), None, "2 x 4 patches, and positions for 4"),
         ((1, 1, 8, 8), (2, 3, 4, 4), None, "1 channels, and weights for 3"),
-        ((1, 3, 8, 8), (2, 48), None, "no images"),
-        ((1, 3, 8, 8), (2, 3, 4, 4), torch.tensor([8]), "images have no lengths"),
-        ((1, 8), (2, 1, 2), None, r"take weights \(D, P\), not \(2, 1, 2\)"),
+        ((1, 3, 8, 8), (2, 48), None, r"signal \(1, 3, 8, 8\) and weight \(2, 48\); expected"),
+        ((1, 3, 8, 8), (2, 3, 4, 4), torch.tensor([8]), "of signals only"),
+        ((1, 8), (2, 2), torch.tensor([8.0]), r"lengths \(1,\) of torch.float32, expected int64"),
+        ((1, 8), (2, 1, 2), None, r"signal \(1, 8\) and weight \(2, 1, 2\); expected"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(pixels, weight, lengths, why):
     args = (torch.zeros(pixels), torch.tensor([[0]]), torch.zeros(weight), torch.zeros(2), torch.zeros(4, 2))
-    with pytest.raises(AssertionError, match=why):
+    with pytest.raises(ValueError, match=why):
         masked_patch_embed(*args, lengths_B=lengths)
+
+
+@pytest.mark.parametrize(
+    ("place", "part", "why"),
+    [
+        (1, torch.zeros(2, 1, dtype=torch.int64), r"keep \(2, 1\) of torch.int64 for 3 samples"),
+        (1, torch.zeros(3, 1), r"keep \(3, 1\) of torch.float32"),
+        (2, torch.zeros(5, 4, dtype=torch.int8), "weight of torch.int8"),
+        (3, torch.zeros(1), r"bias \(1,\) and position \(2, 5\) of a width of 5"),
+        (4, torch.zeros(2, 4), r"bias \(5,\) and position \(2, 4\) of a width of 5"),
+    ],
+)
+def test_parts_that_a_kernel_would_read_beyond_are_refused(place, part, why):
+    args = [
+        torch.zeros(3, 8),
+        torch.zeros(3, 1, dtype=torch.int64),
+        torch.zeros(5, 4),
+        torch.zeros(5),
+        torch.zeros(2, 5),
+    ]
+    masked_patch_embed(*args)
+    args[place] = part
+    with pytest.raises(ValueError, match=why):
+        masked_patch_embed(*args)
 
 
 def test_gradients_are_those_of_finite_differences():
