@@ -14,6 +14,8 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -65,6 +67,14 @@ def _choose(device_type: str) -> str:
         _log.warning("The kernels step aside for plain PyTorch on %s, because %s.", device_type, problem)
         return "torch"
     return "triton"
+
+
+@contextmanager
+def on_device(tensor: Tensor) -> Iterator[None]:
+    """Where an operator runs: on the tensor's own GPU, which need not be the current one, and outside autocast."""
+    current = torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    with current, torch.autocast(tensor.device.type, enabled=False):
+        yield
 
 
 def forget() -> None:
@@ -120,15 +130,24 @@ def self_check(device: torch.device | str) -> None:
     """
     from cadiff.kernels import mask, patch_embed, similarity
 
+    problem = ""
     for module in (mask, patch_embed, similarity):
         for live, wanted in zip(*module.check_pair(torch.device(device)), strict=True):
-            if not torch.allclose(live, wanted, rtol=1e-3, atol=1e-4):
+            if not problem and not torch.allclose(live, wanted, rtol=1e-3, atol=1e-4):
                 worst = (live - wanted).abs().max().item()
-                raise ConfigError(
+                problem = (
                     f"{module.__name__} on {device}: the {describe(device)['kernels']} kernel is off by {worst:.3g}, "
                     "expected at most 1e-4. Empty Triton's cache (~/.triton/cache), or set CADIFF_KERNELS=reference."
                 )
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    if several:  # a rank that stopped alone would leave the others waiting
+        failed = torch.tensor(float(bool(problem)), device=device)
+        torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX)
+        if failed and not problem:
+            problem = "The kernels of another rank disagree with their references; its own message says which."
+    if problem:
+        raise ConfigError(problem)
+    if several:
         from cadiff.kernels.similarity_ranks import check_ranks
 
         check_ranks(torch.device(device))

@@ -86,6 +86,8 @@ def random_mask(
         ConfigError: nothing would be kept, or a weight is not positive and finite.
         ValueError: sizes that do not fit together.
     """
+    if not 0 <= ratio < 1:
+        raise ConfigError(f"A mask ratio of {ratio}; expected 0 or more, and less than 1.")
     kept = kept_patches(length, ratio)
     given = {"epoch_B": (epoch_B, len(sample_id_B)), "weights_L": (weights_L, length)}
     for name, (part, size) in given.items():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cadiff.kernels import patch_embed_torch
-from cadiff.kernels.dispatch import backend
+from cadiff.kernels.dispatch import backend, on_device
 
 
 @torch.library.custom_op("cadiff::patch_embed", mutates_args=())
@@ -26,7 +26,7 @@ def plain_patch_embed(
         dtype: of the tokens (B, K, D) that are returned.
     """
     module = _backend(signal_BCHW, weight_DCYX.dtype)
-    with torch.autocast(signal_BCHW.device.type, enabled=False):
+    with on_device(signal_BCHW):
         return module.embed(
             signal_BCHW, keep_BK, weight_DCYX, bias_D, position_LD, lengths_B, gain_BCHW, shift_BCHW, dtype
         )
@@ -52,7 +52,7 @@ def patch_embed_gradient(
         wants: which of the three are wanted; the others are empty tensors.
     """
     module = _backend(signal_BCHW, dtype)
-    with torch.autocast(signal_BCHW.device.type, enabled=False):
+    with on_device(signal_BCHW):
         return module.gradient(
             signal_BCHW, keep_BK, grad_BKD, lengths_B, gain_BCHW, shift_BCHW, patch, length, dtype, wants
         )

@@ -49,13 +49,15 @@ def info_nce(
     data-parallel training takes, is then the gradient of one process that holds the whole batch, the temperature's too.
 
     Args:
-        anchor_BF, target_BF: any float dtype; computed in float32 (float64 for float64), also under autocast. Rows are
+        anchor_BF, target_BF: any float dtype; computed in float32 (float64 for float64), also under autocast. On a GPU
+            rows of float16 and bfloat16 are rounded to it again after scaling, for its matrix units: at a temperature
+            of 0.01 that moves gradients by a few percent; pass float32 where this matters. Rows are
             scaled to length one; rows shorter than 1e-12 have no direction: they are like nothing, with no gradient.
         temperature: divides the cosines, > 0; a 0-d tensor may be learned. Learn its logarithm and pass the
             exponential: whether a tensor on a GPU is positive is not looked at, which would wait for it.
         symmetric: both directions, as in CLIP; without it anchors choose among targets, as in the paper.
         negatives: "micro": the B targets given; "global": the targets of all ranks, gathered; "ring": the same, passed
-            from rank to rank, so that no rank ever holds more than one other rank's targets.
+            from rank to rank, so that no rank ever holds more than three ranks' targets.
         pairs: which targets are no negatives, and which are further positives.
         cached: more negatives, without a gradient.
 
@@ -122,7 +124,7 @@ def _scale(temperature: float | Tensor, like_BF: Tensor) -> Tensor:
     kind = torch.promote_types(like_BF.dtype, torch.float32)
     if isinstance(temperature, Tensor):
         looked_at = temperature.device.type == "cpu" and not torch.compiler.is_compiling()
-        if temperature.numel() != 1 or (looked_at and not temperature > 0):
+        if temperature.numel() != 1 or (looked_at and temperature <= 0):
             raise ValueError(f"info_nce: temperature is {temperature}; expected one number above 0.")
         return 1.0 / temperature.to(like_BF.device, kind).reshape(())
     if not temperature > 0:
@@ -143,9 +145,19 @@ def _merge(lse_B: Tensor, rows_BF: Tensor, cached_CF: Tensor, scale: Tensor, min
         raise ValueError("info_nce: cached negatives under another policy than the batch.")
     if cached_CF.shape[1:] != rows_BF.shape[1:]:
         raise ValueError(f"info_nce: cached rows {tuple(cached_CF.shape)} beside rows {tuple(rows_BF.shape)}.")
+    if len(cached_CF) == 0:
+        return lse_B
     repeats = min(rules.repeats, 1)  # a positive would need a gradient: it is dropped
     more_B, *_ = similarity(
-        rows_BF, cached_CF.detach(), scale, NO_OWN, rules.ids_2B, others.ids_2B, repeats, rules.subjects, False
+        rows_BF,
+        cached_CF.detach().to(rows_BF.dtype),
+        scale,
+        NO_OWN,
+        rules.ids_2B,
+        others.ids_2B,
+        repeats,
+        rules.subjects,
+        False,
     )
     top_B = torch.maximum(lse_B, more_B).detach()
     return top_B + ((lse_B - top_B).exp() + (more_B - top_B).exp()).log()

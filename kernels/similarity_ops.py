@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cadiff.kernels import similarity_reference, similarity_torch
-from cadiff.kernels.dispatch import backend
+from cadiff.kernels.dispatch import backend, on_device
 
 
 def similarity(
@@ -40,9 +40,10 @@ def plain_similarity(
     ids_2B: Tensor | None, ids_2N: Tensor | None, repeats: int, subjects: int, columns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See ``similarity``; the fourth tensor is what is kept for backward."""
-    return _backend(anchor_BF).log_sum_exp(
-        anchor_BF, target_NF, scale, first, ids_2B, ids_2N, repeats, subjects, columns
-    )
+    with on_device(anchor_BF):
+        return _backend(anchor_BF).log_sum_exp(
+            anchor_BF, target_NF, scale, first, ids_2B, ids_2N, repeats, subjects, columns
+        )
 
 
 @plain_similarity.register_fake
@@ -67,10 +68,11 @@ def similarity_gradient(
         row_B, column_N: of the whole loss; more than ``similarity`` returned where others were merged into them.
         wants: whether anchors and targets ask for a gradient; the other's is an empty tensor.
     """
-    return _backend(anchor_BF).gradient(
-        anchor_BF, target_NF, scale, row_B, column_N, kept_BN, grad_row_B, grad_column_N, grad_positive_B, first,
-        ids_2B, ids_2N, repeats, subjects, wants,
-    )  # fmt: skip
+    with on_device(anchor_BF):
+        return _backend(anchor_BF).gradient(
+            anchor_BF, target_NF, scale, row_B, column_N, kept_BN, grad_row_B, grad_column_N, grad_positive_B, first,
+            ids_2B, ids_2N, repeats, subjects, wants,
+        )  # fmt: skip
 
 
 @similarity_gradient.register_fake

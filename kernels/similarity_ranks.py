@@ -31,7 +31,8 @@ def similarity_of_ranks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What cadiff.kernels.similarity_ops.similarity gives for this rank's rows of the matrix of all ranks.
 
-    All ranks call it together with the same B.
+    All ranks call it together with the same B, and with gradients wanted for the same sides: collectives with other
+    sizes hang or abort, which nothing looks out for.
 
     Returns:
         log-sum-exp of the rows of this rank's anchors and of the columns of this rank's targets, (B,) each, the latter
@@ -126,6 +127,7 @@ class _Ring(torch.autograd.Function):
         rules, rank, batch = ctx.rules, distributed.get_rank(), len(anchor_BF)
         grad_BF, grad_scale = torch.zeros_like(anchor_BF, dtype=scale.dtype), torch.zeros_like(scale)
         travelling_BF = torch.zeros_like(target_BF, dtype=scale.dtype)
+        wants = list(ctx.needs_input_grad[:2])
         for owner, block_BF in _travel(target_BF):
             own = slice(owner * batch, (owner + 1) * batch) if len(column_N) else slice(0, 0)
             ids_2C, first = _of(ids_2N, owner, batch), 0 if owner == rank else NO_OWN
@@ -136,12 +138,15 @@ class _Ring(torch.autograd.Function):
             one_BF, other_BF, one = similarity_gradient(
                 anchor_BF, block_BF, scale, row_B, column_N[own], scale.new_empty(0, 0), grad_row_B.contiguous(),
                 grad_column_N[own].contiguous(), share_B, first, rules.ids_2B, ids_2C, rules.repeats, rules.subjects,
-                [True, True],
+                wants,
             )  # fmt: skip
-            grad_BF += one_BF
             grad_scale += one
-            travelling_BF = _pass_on(travelling_BF + other_BF)
-        return grad_BF.to(anchor_BF.dtype), travelling_BF.to(target_BF.dtype), grad_scale, None, None, None
+            if wants[0]:
+                grad_BF += one_BF
+            if wants[1]:
+                travelling_BF = _pass_on(travelling_BF + other_BF)
+        grads = (grad_BF.to(anchor_BF.dtype), travelling_BF.to(target_BF.dtype))
+        return *(grad if want else None for grad, want in zip(grads, wants)), grad_scale, None, None, None
 
 
 def _gather(rows: Tensor) -> Tensor:

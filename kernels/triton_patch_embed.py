@@ -27,7 +27,7 @@ CANDIDATES = [
 ]
 _PROGRAMS = 1024  # about what fills a GPU; fixed, so that the order of summing never hangs on the GPU
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_LONGEST = 1 << 31  # rows are counted in 32 bits, which GPUs divide quickly
+_LONGEST = 1 << 30  # rows are counted in 32 bits, which GPUs divide quickly
 
 
 def sizes(patch: int, width: int) -> dict[str, int]:

@@ -20,7 +20,8 @@ def unit_row(rows, out, norms, stride_row, stride_feature, features, padded, sho
         x = tl.load(source + f * stride_feature, mask=f < features, other=0.0).to(tl.float32)
         top = tl.maximum(top, tl.abs(x))
     most = tl.max(top, axis=0)
-    shrink = 1.0 / tl.where(most > 0.0, most, 1.0)
+    most = tl.where(most > 1e-30, most, 1.0)  # below it the row has no direction, and one over it may be infinite
+    shrink = 1.0 / most
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for at in range(0, features, BLOCK):
         f = at + tl.arange(0, BLOCK).to(tl.int64)
@@ -114,9 +115,9 @@ def lse_tile(
             peak = tl.max(s, axis=0)
             floor = tl.where(peak == float("-inf"), 0.0, peak)
             below = tl.sum(tl.exp(s - floor[None, :]), axis=0)
-            column = peak + tl.log(tl.where(below > 0.0, below, 1.0))
+            column = peak + tl.log(tl.where(below == 0.0, 1.0, below))
             tl.store(column_out + block * targets + j, column, mask=j < targets)
-    row = highest + tl.log(tl.where(total > 0.0, total, 1.0))
+    row = highest + tl.log(tl.where(total == 0.0, 1.0, total))
     tl.store(row_out + split * batch + i, row, mask=i < batch)
     tl.store(positive_out + split * batch + i, mean, mask=i < batch)
 

@@ -116,9 +116,16 @@ def agree_on_tiles(device: torch.device) -> None:
     Raises:
         ConfigError: on all ranks, each naming its own.
     """
-    mine = int(_hash(architecture(device))[:15], 16) if device.type == "cuda" else 0
+    mine, problem = 0, None
+    if device.type == "cuda":
+        try:
+            mine = int(_hash(architecture(device))[:15], 16)
+        except ConfigError as unreadable:  # told after the others have heard of it, who would wait for this rank
+            mine, problem = -1, unreadable
     extremes = torch.tensor([mine, -mine], device=device)
     distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
+    if problem is not None:
+        raise problem
     if extremes[0] != -extremes[1]:
         raise ConfigError(
             f"Ranks hold different tables of tiles; rank {distributed.get_rank()} has {describe_tiles(device)}. Set "

@@ -17,7 +17,7 @@ from cadiff.launch.machine import machine
 _DEVICE = torch.device("cuda")
 # Batch and features of the contrastive loss; batch and width of the embedding; batch and patches of the mask.
 _SIMILARITY = ((1024, 4192), (4096, 1024), (4096, 4192), (16384, 4192), (32768, 1024))
-_EMBED = ((32, 1024), (250, 1024), (250, 768))
+_EMBED = ((250, 1024), (250, 512), (250, 256))  # of one class each
 _MASK = ((64, 262), (250, 262), (64, 5706))
 
 

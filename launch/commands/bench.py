@@ -83,8 +83,8 @@ def kernels(
     if tune is not None:
         tune_here(tune, View().line)
         return
-    numbers = [int(part) for part in sizes.split(",") if part.strip().isdigit()]
-    if not numbers or min(numbers) < 2:
+    numbers = [int(part) if part.strip().isdigit() else 0 for part in sizes.split(",")]
+    if min(numbers) < 2:
         raise ConfigError(f"--sizes {sizes!r}: expected batches of 2 or more with commas between, such as 1024,4096.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     told = measure(device, batch, numbers, features, rounds, View().line)

@@ -14,7 +14,7 @@ from test_similarity_properties import DTYPES, batches, unit_gradients
 
 from cadiff.errors import ConfigError
 from cadiff.kernels import dispatch, triton_similarity
-from cadiff.kernels.similarity import info_nce
+from cadiff.kernels.similarity import Cached, info_nce
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -56,6 +56,24 @@ def test_any_batch(batch):
     got, wanted = answer(info_nce, leaves, **options), truth(leaves, **options)
     sharp = max(1.0, 0.07 / leaves[2].item())
     close(unit_gradients(got, leaves), unit_gradients(wanted, leaves), 2 * tolerance * sharp)
+
+
+def test_a_row_too_short_for_a_float_has_no_direction_and_a_nan_is_not_lost():
+    leaves = draw((6, 5), (6, 5), device=DEVICE)
+    with torch.no_grad():
+        leaves[0][2] = torch.tensor([1e-40, 0, 0, 0, 0])
+    close(answer(info_nce, leaves, 0.1, symmetric=True), truth(leaves, 0.1, symmetric=True), 1e-4)
+    old = torch.full((3, 5), 0.5, device=DEVICE)
+    old[1, 1] = float("nan")
+    assert info_nce(*leaves, 0.1, cached=Cached(old, old)).isnan()
+
+
+def test_backward_under_autocast_is_the_same():
+    leaves = draw((40, 33), (40, 33), device=DEVICE)
+    plain = answer(info_nce, leaves, 0.1)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        mixed = answer(info_nce, leaves, 0.1)
+    assert all(torch.equal(one, other) for one, other in zip(plain, mixed, strict=True))
 
 
 def test_tiles_that_would_read_beyond_a_row_are_refused(monkeypatch):

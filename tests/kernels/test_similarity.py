@@ -167,6 +167,9 @@ def test_cached_negatives_count_like_negatives_of_the_batch_but_get_no_gradient(
     cached = Cached(*old, Pairs(seen_C, "drop"))
     got = answer(info_nce, leaves, symmetric=True, pairs=Pairs(seen_B, "drop"), cached=cached)
     close(got, answer(by_hand, leaves), 1e-10)
+    plain = answer(info_nce, leaves, pairs=Pairs(seen_B, "drop"))
+    empty = Cached(torch.empty(0, 4), torch.empty(0, 4), Pairs(seen_C[:0], "drop"))
+    close(answer(info_nce, leaves, pairs=Pairs(seen_B, "drop"), cached=empty), plain, 1e-12)
     with pytest.raises(ValueError, match="another policy"):
         info_nce(*leaves, pairs=Pairs(seen_B, "positive"), cached=cached)
 

@@ -98,6 +98,16 @@ def test_ranks_with_different_tables_stop(table, monkeypatch):
         tuning.agree_on_tiles(GPU)
 
 
+def test_a_rank_without_the_table_tells_the_others_before_it_stops(table, monkeypatch):
+    table.unlink()
+    told = []
+    monkeypatch.setattr(torch, "tensor", lambda data, device: torch.as_tensor(data))
+    monkeypatch.setattr(tuning.distributed, "all_reduce", lambda extremes, op: told.append(extremes.tolist()))
+    with pytest.raises(ConfigError, match="no table of tiles can be read"):
+        tuning.agree_on_tiles(GPU)
+    assert told == [[-1, 1]]
+
+
 def test_the_fastest_candidate_that_runs_is_chosen():
     slept = {8: 0.02, 16: 0.001, 32: 0.01}
 
