@@ -27,11 +27,6 @@ _log = logging.getLogger(__name__)
 _CHOICES = ("auto", "reference", "torch", "triton")
 
 
-def use_triton(tensor: Tensor) -> bool:
-    """True if kernels on ``tensor``'s device run in Triton."""
-    return backend(tensor.device.type) == "triton"
-
-
 @torch.compiler.assume_constant_result
 def backend(device_type: str) -> str:
     """Choose "reference", "torch" or "triton" for a kind of device ("cpu"…); later calls repeat the first answer.

@@ -31,8 +31,8 @@ def similarity_of_ranks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What cadiff.kernels.similarity_ops.similarity gives for this rank's rows of the matrix of all ranks.
 
-    All ranks call it together with the same B, and with gradients wanted for the same sides: collectives with other
-    sizes hang or abort, which nothing looks out for.
+    The definition (CADIFF_KERNELS=reference) gathers for a ring too. All ranks call it together with the same B, and
+    with gradients wanted for the same sides: collectives with other sizes hang or abort, which nothing looks out for.
 
     Returns:
         log-sum-exp of the rows of this rank's anchors and of the columns of this rank's targets, (B,) each, the latter

@@ -84,10 +84,7 @@ def _patch_embed(device: str, batch: int, rounds: int, limits: dict[str, float] 
     def once(embed: Callable[..., Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(embed(signal_BV, keep_BK, *weights, position_LD), weights, grad_BKD)
 
-    contenders = {
-        "convolve and gather": convolve,
-        "live": masked_patch_embed,
-    }
+    contenders = {"convolve and gather": convolve, "live": masked_patch_embed}
     if device == "cuda":
         contenders["compiled convolve and gather"] = torch.compile(convolve)
     medians = _take_turns({name: once(embed) for name, embed in contenders.items()}, rounds, device)
