@@ -1,7 +1,7 @@
 """Kernels beside what they replace, in one run: masked patch embedding and contrastive similarity, time and memory.
 
 Contenders take turns, so that a busy machine slows all alike; read ratios. Memory is the peak beyond inputs and
-gradients, each contender in a process of its own. On a GPU each kernel also stands beside the chip's limit, measured in
+gradients, each contender in processes of its own. On a GPU each kernel also stands beside the chip's limit, measured in
 the same run: the rate of copying, and of bfloat16 matrix products.
 """
 
@@ -26,6 +26,7 @@ from cadiff.launch.machine import machine
 
 PATCH, WIDTH, VOXELS, MASKED = 16, 1024, 4192, 0.75  # the paper's shape
 TEMPERATURE = 0.1
+PROCESSES = 3  # a peak is the median of so many: the system's own pages move it by some 50 MiB
 
 
 def measure(
@@ -115,9 +116,15 @@ def _similarity(
         name: lambda loss=loss: torch.autograd.grad(loss(*leaves, symmetric), leaves)
         for name, loss in contenders.items()
     }
-    medians = _take_turns(calls, max(1, rounds if size <= 4096 else 1), device)
+    # A turn of a large batch takes minutes on a CPU, next to which warming up is nothing.
+    medians = _take_turns(
+        calls, rounds if size <= 4096 else min(rounds, 3), device, warm=size <= 4096 or device == "cuda"
+    )
     told = {"batch": size, "features": features, "symmetric": symmetric, **_beside(medians)}
-    told["peak_mib"] = {name: _peak_apart(name, device, size, features, symmetric) for name in ("dense", "live")}
+    told["peak_mib"] = {
+        name: statistics.median(_peak_apart(name, device, size, features, symmetric) for _ in range(PROCESSES))
+        for name in ("dense", "live")
+    }
     if told["peak_mib"]["dense"] > 16:  # below that the system's own pages are what is measured
         told["memory_ratio"] = told["peak_mib"]["live"] / told["peak_mib"]["dense"]
     if limits:  # four products: one forward, one again, and one for each side's gradient
@@ -132,17 +139,20 @@ def _leaves(device: str, size: int, features: int) -> list[Tensor]:
     return [side.requires_grad_() for side in sides]
 
 
-def _take_turns(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
+def _take_turns(
+    calls: dict[str, Callable[[], object]], rounds: int, device: str, warm: bool = True
+) -> dict[str, float]:
     """Median milliseconds of each; a first turn compiles and warms up, unless there is only one round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + (rounds > 1)):
+    warm &= rounds > 1
+    for turn in range(rounds + warm):
         for name, call in calls.items():
             begin = time.perf_counter()
             call()
             if device == "cuda":
                 torch.cuda.synchronize()
             times[name].append(1e3 * (time.perf_counter() - begin))
-        if turn == 0 and rounds > 1:
+        if turn == 0 and warm:
             times = {name: [] for name in calls}
     return {name: statistics.median(values) for name, values in times.items()}
 
