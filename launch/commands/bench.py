@@ -1,4 +1,4 @@
-"""``cadiff bench``: how fast this machine reads shards and runs kernels, beside the fastest it could, in one run."""
+"""``cadiff bench``: how fast this machine reads shards, runs kernels and takes training steps, beside its limits."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def kernels(
     batch: int = typer.Option(250, min=1, help="Samples that are embedded."),
     sizes: str = typer.Option("1024,4096", help="Batches of the contrastive loss."),
     features: int = typer.Option(4192, min=1, help="Values per sample of the contrastive loss."),
-    rounds: int = typer.Option(5, min=1, help="Turns of every contender; one where a batch exceeds 4,096."),
+    rounds: int = typer.Option(5, min=1, help="Turns of every contender; 3 at most beyond 4,096."),
     tune: Path = typer.Option(None, help="Instead, time all tiles on this GPU and write a table of the best here."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
@@ -89,6 +89,54 @@ def kernels(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     told = measure(device, batch, numbers, features, rounds, View().line)
     typer.echo(json.dumps(told, indent=1) if as_json else "\n".join(lines(told)))
+
+
+@bench.command("step")
+def step(
+    config: Path = typer.Option(None, help="A phase-1 TOML; without one width 128 x 4, decoder 64 x 2, batch 16."),
+    batches: str = typer.Option(
+        None, help="Samples per step; without it a quarter, half, once and twice the config's."
+    ),
+    voxels: str = typer.Option("1056,2096,4192,16768", help="Values per sample; the one nearest 4192 is the base."),
+    widths: str = typer.Option(None, help="Encoder widths; without it half, once and twice the config's."),
+    ranks: str = typer.Option(
+        "1,2", help="Processes that share a batch; more than there are cores or GPUs are skipped."
+    ),
+    seconds: float = typer.Option(4.0, min=0.01, help="How long each point trains."),
+    report: Path = typer.Option(None, help="Also write an HTML page with the plots here."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Time and memory of a phase-1 training step over batch, tokens, width and ranks, one varied at a time.
+
+    Each point trains in processes of its own, beside the rate of one large matrix product measured there; one more
+    trains a whole job on a generated packed set, loader included.
+    """
+    from cadiff.config import Phase1Job, load_job
+    from cadiff.launch.step_bench import MID, Point, measure
+    from cadiff.launch.step_page import lines, write_page
+    from cadiff.launch.view import View
+
+    job = Phase1Job.model_validate(MID) if config is None else load_job(config, phase="phase1")
+    batch, width = job.train.batch, job.model.width
+    sweeps = {
+        "batch": _numbers("--batches", batches or f"{max(1, batch // 4)},{max(1, batch // 2)},{batch},{2 * batch}"),
+        "voxels": _numbers("--voxels", voxels),
+        "width": _numbers("--widths", widths or f"{width // 2},{width},{2 * width}"),
+        "ranks": _numbers("--ranks", ranks),
+    }
+    base = Point(batch, min(sweeps["voxels"], key=lambda count: abs(count - 4192)), width)
+    told = measure(job, base, sweeps, seconds, View().line)
+    if report is not None:
+        write_page(report, told)
+    typer.echo(json.dumps(told, indent=1) if as_json else "\n".join(lines(told)))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Whole numbers above 0 with commas between."""
+    found = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    if min(found) < 1:
+        raise ConfigError(f"{option} {text!r}: expected whole numbers above 0 with commas between.")
+    return found
 
 
 def _subject(told: dict[str, Any]) -> str:
