@@ -41,6 +41,7 @@ setup(
     extras_require={
         "xformers": ["xformers>=0.0.34"],
         "table": ["pyarrow>=20"],
+        "tensorboard": ["tensorboard>=2.19"],
         "s3": ["s3fs>=2025.1"],
         "gs": ["gcsfs>=2025.1"],
         "http": ["aiohttp>=3.10"],
@@ -51,6 +52,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.8",
             "ruff>=0.14",
+            "tensorboard>=2.19",
         ],
     },
     entry_points={"console_scripts": ["cadiff = cadiff.launch.cli:main"]},

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention with one interface: xformers where it runs, PyTorch's own elsewhere, and the definition.
+"""Scaled dot-product attention with one interface: xformers, PyTorch's own, our own for CPUs, and the definition.
 
     out = softmax(q k^T / sqrt(D)) v          (Vaswani et al., 2017, eq. 1)
 
@@ -6,7 +6,8 @@
 which attends to its own alone: the scores form a block-diagonal T x S matrix, of which only the blocks are computed.
 
 The environment variable CADIFF_ATTENTION decides: auto (default: xformers on a GPU if it is installed and runs there,
-otherwise sdpa), xformers, sdpa (torch.nn.functional.scaled_dot_product_attention) or reference.
+blocked on a CPU, otherwise sdpa), xformers, sdpa (torch.nn.functional.scaled_dot_product_attention), blocked (on a CPU,
+in half precision and up to 512 tokens, cadiff.attention_blocked; else sdpa) or reference.
 
 Legend: B samples, H heads, M queries, N keys of a sample, D head size, T queries and S keys of all sequences together.
 """
@@ -15,18 +16,20 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cadiff.attention_blocked import LONGEST, BlockedAttention, fits
+from cadiff.attention_definition import attention_packed_reference, attention_reference
 from cadiff.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-_CHOICES = ("auto", "xformers", "sdpa", "reference")
+_CHOICES = ("auto", "xformers", "sdpa", "blocked", "reference")
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def attention(q_BHMD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
@@ -82,26 +85,6 @@ def attention_packed(
     return _PACKED[_live(q_THD.device.type)](q_THD, k_SHD, v_SHD, numbers_q, numbers_k)
 
 
-def attention_reference(q_BHMD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-    """The definition, with the whole M x N matrix. The others are tested against it."""
-    scores_BHMN = q_BHMD @ k_BHND.transpose(-2, -1) / math.sqrt(q_BHMD.shape[-1])
-    return scores_BHMN.softmax(dim=-1) @ v_BHND
-
-
-def attention_packed_reference(
-    q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, lengths_q: Sequence[int], lengths_k: Sequence[int]
-) -> Tensor:
-    """The definition, with the whole T x S matrix: a score between two sequences is -inf."""
-    of_query_T, of_key_S = (
-        torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(q_THD.device)
-        for lengths in (lengths_q, lengths_k)
-    )
-    apart_TS = of_query_T[:, None] != of_key_S[None, :]
-    scores_HTS = torch.einsum("thd,shd->hts", q_THD, k_SHD) / math.sqrt(q_THD.shape[-1])
-    weights_HTS = scores_HTS.masked_fill(apart_TS, -math.inf).softmax(dim=-1)
-    return (weights_HTS @ v_SHD.transpose(0, 1)).transpose(0, 1)
-
-
 def describe_attention(device: torch.device | str) -> str:
     """Say what runs on ``device``, such as "sdpa (torch 2.13.0, cpu)", for the start-up print."""
     kind = torch.device(device).type
@@ -110,7 +93,8 @@ def describe_attention(device: torch.device | str) -> str:
         import xformers
 
         return f"xformers (xformers {xformers.__version__}, {kind})"
-    return f"{chosen} (torch {torch.__version__.split('+')[0]}, {kind})"
+    limits = f"; half precision up to {LONGEST} tokens, else sdpa" if chosen == "blocked" else ""
+    return f"{chosen} (torch {torch.__version__.split('+')[0]}, {kind}{limits})"
 
 
 def _checked_lengths(lengths: Sequence[int] | Tensor, rows: int, of_what: str) -> list[int]:
@@ -121,6 +105,14 @@ def _checked_lengths(lengths: Sequence[int] | Tensor, rows: int, of_what: str) -
             f"empty, adding up to {rows}. Leave empty sequences out, and give lengths_k where keys differ from queries."
         )
     return numbers
+
+
+@torch.compiler.disable  # loops over heads, which a graph would unroll
+def _attention_blocked(q_BHMD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+    alike = q_BHMD.dtype == k_BHND.dtype == v_BHND.dtype and q_BHMD.device.type == "cpu"
+    if alike and q_BHMD.dtype in _HALF and fits(q_BHMD, k_BHND):
+        return BlockedAttention.apply(q_BHMD, k_BHND, v_BHND)
+    return F.scaled_dot_product_attention(q_BHMD, k_BHND, v_BHND)
 
 
 def _attention_xformers(q_BHMD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
@@ -154,9 +146,16 @@ def _as_xformers_takes(heads: Tensor) -> Tensor:
     return heads if heads.stride(-1) == 1 else heads.contiguous()
 
 
-def _packed_sdpa(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, lengths_q: list[int], lengths_k: list[int]) -> Tensor:
-    # Sequences of the same lengths go together: a subject's records have one length, so there are as many groups as
-    # subjects, and nothing is computed for padding (1.3 to 1.9 times faster than padded, by bench_attention.py).
+def _packed_by_length(
+    attend: Callable[..., Tensor],
+    q_THD: Tensor,
+    k_SHD: Tensor,
+    v_SHD: Tensor,
+    lengths_q: list[int],
+    lengths_k: list[int],
+) -> Tensor:
+    # Sequences of the same lengths go together: as many groups as subjects, and nothing is computed for padding (1.3 to
+    # 1.9 times faster than padded, by bench_attention.py).
     # A compiled graph takes them one by one: groups would tie it to one list of lengths, and compile at every batch.
     groups: dict[object, list[int]] = {}
     for index, both in enumerate(zip(lengths_q, lengths_k)):
@@ -165,7 +164,7 @@ def _packed_sdpa(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, lengths_q: list[in
     mixed: list[Tensor] = [q_THD] * len(lengths_q)
     for members in groups.values():
         q_BHMD, k_BHND, v_BHND = (torch.stack([part[i] for i in members]).transpose(1, 2) for part in parts)
-        out_BMHD = F.scaled_dot_product_attention(q_BHMD, k_BHND, v_BHND).transpose(1, 2)
+        out_BMHD = attend(q_BHMD, k_BHND, v_BHND).transpose(1, 2)
         for index, out_MHD in zip(members, out_BMHD.unbind()):
             mixed[index] = out_MHD
     return torch.cat(mixed)
@@ -174,11 +173,13 @@ def _packed_sdpa(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, lengths_q: list[in
 _PLAIN = {
     "xformers": _attention_xformers,
     "sdpa": F.scaled_dot_product_attention,
+    "blocked": _attention_blocked,
     "reference": attention_reference,
 }
 _PACKED = {
     "xformers": _packed_xformers,
-    "sdpa": _packed_sdpa,
+    "sdpa": functools.partial(_packed_by_length, F.scaled_dot_product_attention),
+    "blocked": functools.partial(_packed_by_length, _attention_blocked),
     "reference": attention_packed_reference,
 }
 
@@ -194,8 +195,8 @@ def _chosen(device_type: str) -> str:
     asked = os.environ.get("CADIFF_ATTENTION", "auto")
     if asked not in _CHOICES:
         raise ConfigError(f"CADIFF_ATTENTION is {asked!r}; expected one of {', '.join(_CHOICES)}.")
-    if asked in ("sdpa", "reference") or (asked == "auto" and device_type != "cuda"):
-        return asked if asked != "auto" else "sdpa"
+    if asked in ("sdpa", "blocked", "reference") or (asked == "auto" and device_type != "cuda"):
+        return asked if asked != "auto" else "blocked"
     problem = _why_no_xformers(device_type)
     if problem is None:
         return "xformers"

@@ -1,7 +1,4 @@
-"""The one door to DeepSpeed: a phase goes in, and forward, backward, step, save and load come out.
-
-DeepSpeed's own JSON is derived here from the job, so that batch size, learning rate and clipping exist once.
-"""
+"""The one door to DeepSpeed: a phase goes in, and forward, backward, step, save and load come out."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import logging
 import os
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,93 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from cadiff.config import Job
+from cadiff.devices import device_of, keep_freed_memory
 from cadiff.distributed import Place
+from cadiff.ema import ShardedMean
+from cadiff.engine_json import deepspeed_json, parameter_groups
 from cadiff.errors import ConfigError
+from cadiff.guard import Guard
+from cadiff.layers import Block, VitLayer
+from cadiff.precision import LossScale
 
-# Keys of DeepSpeed's JSON that a job may pass through. DeepSpeed itself ignores a mistyped one in silence.
-PASSTHROUGH = frozenset(
-    [
-        "zero_optimization",
-        "comms_logger",
-        "flops_profiler",
-        "communication_data_type",
-        "prescale_gradients",
-        "gradient_predivide_factor",
-        "wall_clock_breakdown",
-        "memory_breakdown",
-        "dump_state",
-        "activation_checkpointing",
-        "aio",
-        "checkpoint",
-        "data_types",
-        "sparse_gradients",
-        "seq_parallel_communication_data_type",
-    ]
-)
-
-
-def deepspeed_json(job: Job, precision: str, micro_batch: int, accumulate: int) -> dict[str, Any]:
-    """Derive DeepSpeed's configuration from the job; ``precision`` is what ``choose_precision`` said.
-
-    Raises:
-        ConfigError: ``engine.deepspeed`` holds a key that DeepSpeed does not know or that the job already decides.
-    """
-    unknown = sorted(job.engine.deepspeed.keys() - PASSTHROUGH)
-    if unknown:
-        raise ConfigError(
-            f"engine.deepspeed.{unknown[0]} cannot be passed through. Allowed: {', '.join(sorted(PASSTHROUGH))}; "
-            "batch sizes, clipping, precision and optimizer are set by train.*, optim.* and engine.*."
-        )
-    owned = {"stage", "offload_optimizer"} & job.engine.deepspeed.get("zero_optimization", {}).keys()
-    if owned:
-        raise ConfigError(
-            f"engine.deepspeed.zero_optimization.{min(owned)} is decided by engine.zero and engine.offload; set those."
-        )
-    zero: dict[str, Any] = {"stage": job.engine.zero}
-    if job.engine.offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    zero.update(job.engine.deepspeed.get("zero_optimization", {}))
-    derived = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulate,
-        "gradient_clipping": job.optim.clip,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW serves offload too, and needs no compiler
-        "steps_per_print": 2**31 - 1,  # we do the reporting
-    }
-    if precision == "bf16":
-        derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    extra = {key: value for key, value in job.engine.deepspeed.items() if key != "zero_optimization"}
-    return {**derived, **extra}
-
-
-def _check_zero(section: dict[str, Any]) -> None:
-    """Refuse what DeepSpeed would refuse, in one line."""
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
-
-    try:
-        DeepSpeedZeroConfig(**section)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"engine.deepspeed.zero_optimization.{key} = {first.get('input')!r}: {first['msg']}. "
-            "See DeepSpeed's documentation of zero_optimization."
-        ) from None
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups as in the paper: one-dimensional tensors and biases are not decayed."""
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    plain = [p for name, p in trained if p.ndim <= 1 or name.endswith(".bias")]
-    decayed = [p for name, p in trained if not (p.ndim <= 1 or name.endswith(".bias"))]
-    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
-    return [group for group in groups if group["params"]]
+# What phases read on the host, once a step; copied to a GPU, every step would wait for it to come back.
+ON_HOST = ("lengths",)
 
 
 class Engine:
-    """One phase wrapped once by DeepSpeed, on this process's device."""
+    """One phase wrapped once by DeepSpeed, on this process's device.
+
+    Attributes:
+        guard: sees that a bad step changes nothing.
+        mean: the running mean of the weights, or None.
+    """
 
     def __init__(
         self, phase: nn.Module, job: Job, place: Place, micro_batch: int, accumulate: int, precision: str
@@ -117,8 +48,9 @@ class Engine:
         groups = parameter_groups(self.phase, job.optim.weight_decay)
         if not groups:
             raise ConfigError("No parameter of this job is trained: everything is frozen.")
+        if job.engine.compile:
+            compile_blocks(self.phase)
         config = deepspeed_json(job, precision, micro_batch, accumulate)
-        _check_zero(config["zero_optimization"])
         betas = tuple(job.optim.betas)
         optimizer = torch.optim.AdamW(groups, lr=job.optim.lr, betas=betas, eps=job.optim.eps, fused=True)
         with warnings.catch_warnings():
@@ -126,29 +58,82 @@ class Engine:
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=self.phase, optimizer=optimizer, config=config
             )
+        self._zero, self._clip, self._accumulate = job.engine.zero, job.optim.clip, accumulate
+        self.guard = Guard(optimizer, self._norm, job.train.spike, self.device)
+        self._scale = LossScale(optimizer, self.device) if precision == "fp16" else None
+        self._micro_steps = 0
+        self._fit_clip()
+        self.mean = ShardedMean(self.phase, job.train.ema, place.rank, place.world) if job.train.ema else None
 
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run the phase's forward on a batch that is on any device."""
-        began = time.perf_counter()
-        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-        self.transfer_s += time.perf_counter() - began
-        return self._engine(batch)
+        batch = self.taken(batch)
+        with self._half():
+            return self._engine(batch)
 
-    def backward_and_step(self, loss: Tensor) -> None:
-        """Add this micro-batch's gradients; the last of a step also clips and updates."""
+    def features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the phase wants other micro-batches of the step to know of this one, without a graph."""
+        batch, dtype = self.taken(batch), {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.phase.features(batch)
+
+    def taken(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch on this engine's device."""
+        began = time.perf_counter()
+        device = self.device
+        batch = {name: rows if name in ON_HOST else rows.to(device, non_blocking=True) for name, rows in batch.items()}
+        self.transfer_s += time.perf_counter() - began
+        return batch
+
+    def backward_and_step(self, loss: Tensor, step: int) -> None:
+        """Add this micro-batch's gradients; the last of ``step`` also clips and updates."""
+        self._micro_steps += 1
+        last = self._micro_steps % self._accumulate == 0
+        if self._scale is not None:
+            loss = loss * self._scale.value
         self._engine.backward(loss)
+        if last:
+            self.guard.begin(step)
         self._engine.step()
+        if last:
+            self._after_update()
+
+    def _after_update(self) -> None:
+        applied = self.guard.end()
+        if self._scale is not None:
+            overflowed = not applied or self.guard.was_bad()
+            if overflowed and self._scale.value > 1:
+                self.guard.forgive()
+            self._scale.learn(overflowed)
+            self._fit_clip()
+        if self.mean is not None:
+            self.mean.update()
+
+    def _norm(self) -> Tensor:
+        """The global gradient norm of the step that is due, before clipping. Without ZeRO it is clipped here."""
+        scale = self._scale.value if self._scale is not None else 1.0
+        if self._zero:
+            return self._engine.optimizer._global_grad_norm / scale
+        trained = [p for p in self.phase.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+        if self._clip:
+            torch.nn.utils.clip_grads_with_norm_(trained, self._clip * scale, norm)
+        return norm / scale
+
+    def _fit_clip(self) -> None:
+        """DeepSpeed clips gradients that still have float16's scale."""
+        if self._scale is not None and self._zero:
+            self._engine.optimizer.clip_grad = self._clip * self._scale.value
+
+    def _half(self) -> AbstractContextManager:
+        """float16's autocast, which is ours; bfloat16's is DeepSpeed's."""
+        if self.precision != "fp16":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.float16)
 
     def set_lr(self, lr: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-
-    def gradient_norm(self) -> float:
-        """Global gradient norm before clipping, of the latest step; infinite if DeepSpeed ever threw a step away."""
-        if self._engine.skipped_steps:
-            return float("inf")
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0
 
     def told_by_main(self, text: str) -> str:
         """What rank 0 says, on every rank."""
@@ -162,17 +147,43 @@ class Engine:
             torch.distributed.all_reduce(values)
         return values / self.place.world
 
+    def max_over_ranks(self, value: float) -> float:
+        told = torch.tensor(value, device=self.device, dtype=torch.float64)
+        if self.place.world > 1:
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        return told.item()
+
     def barrier(self) -> None:
         if self.place.world > 1:
             torch.distributed.barrier()
 
     def save(self, folder: Path, tag: str) -> None:
-        """Write DeepSpeed's sharded files under ``folder/tag``; all ranks call this."""
+        """Write DeepSpeed's sharded files under ``folder/tag``, and the mean's beside them; all ranks call this."""
         self._engine.save_checkpoint(str(folder), tag=tag, client_state={}, save_latest=False)
+        if self.mean is not None:
+            self.mean.save(folder)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Restore parameters and optimizer state written by ``save`` at the same world size and ZeRO stage."""
+        """Restore what ``save`` wrote at the same world size and ZeRO stage."""
         self._engine.load_checkpoint(str(folder), tag=tag)
+        if self.mean is not None:
+            self.mean.load(folder)
+
+    def state(self) -> dict[str, Any]:
+        """What else a resumed job needs, the same on every rank."""
+        scale = {} if self._scale is None else {"loss_scale": self._scale.state()}
+        return {"guard": self.guard.state(), **scale}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take up what ``state`` gave."""
+        self.guard.load(state["guard"])
+        if self._scale is not None:
+            self._scale.load(state["loss_scale"])
+            self._fit_clip()
+
+    def averaged(self) -> AbstractContextManager:
+        """The phase with the running mean as its weights, where there is one; all ranks enter it together."""
+        return nullcontext() if self.mean is None else self.mean.in_place()
 
     def part_states(self) -> dict[str, dict[str, Tensor]]:
         """Full weights of every exported part, on rank 0 (empty elsewhere); all ranks call this."""
@@ -186,13 +197,11 @@ class Engine:
         return states
 
 
-def device_of(place: Place) -> torch.device:
-    """The GPU of this local rank, or the CPU where there is none."""
-    if torch.cuda.is_available():
-        index = place.local_rank % torch.cuda.device_count()  # srun may show each rank its own GPU only
-        torch.cuda.set_device(index)
-        return torch.device("cuda", index)
-    return torch.device("cpu")
+def compile_blocks(phase: nn.Module) -> None:
+    """Compile every transformer block in place; names of parameters stay as they are."""
+    for module in phase.modules():
+        if isinstance(module, Block | VitLayer):
+            module.compile()
 
 
 def start_processes(place: Place) -> None:
@@ -211,6 +220,8 @@ def start_processes(place: Place) -> None:
     for name, value in (("RANK", place.rank), ("LOCAL_RANK", place.local_rank), ("WORLD_SIZE", place.world)):
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("MASTER_PORT", "29500")
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from cadiff.attention import describe_attention
 from cadiff.exports import save_export
 from cadiff.files import whole_file, write_json
 from cadiff.kernels.dispatch import describe as describe_kernels
+from cadiff.previews import preview_of
 from cadiff.session import Session
 from cadiff.tracking import read_metrics
 
@@ -18,8 +18,9 @@ from cadiff.tracking import read_metrics
 def finish(session: Session) -> dict[str, Any]:
     """Write the preview, the export that the next phase reads, and the summary; the summary comes last."""
     job, run, engine = session.job, session.run, session.engine
-    states = engine.part_states()
-    preview = _preview(session)
+    with engine.averaged():
+        states = engine.part_states()
+        preview = preview_of(session)
     summary: dict[str, Any] = {}
     if session.place.is_main:
         with whole_file(run / "preview.npz") as beside, open(beside, "wb") as handle:
@@ -48,15 +49,6 @@ def finish(session: Session) -> dict[str, Any]:
         write_json(run / "summary.json", summary)
     engine.barrier()
     return summary
-
-
-@torch.no_grad()
-def _preview(session: Session) -> dict[str, np.ndarray]:
-    stream = session.val or session.stream
-    batch = {key: value[:4].to(session.engine.device) for key, value in stream.micro(0, 0).items()}
-    batch["epoch"] = torch.full_like(batch["epoch"], -1)
-    session.engine.phase.eval()
-    return {key: value.float().cpu().numpy() for key, value in session.engine.phase.preview(batch).items()}
 
 
 def _card(session: Session) -> dict[str, Any]:

@@ -4,21 +4,21 @@ Names of parameters are those of the paper's code, so that its weights load by n
 (``attn.qkv``, ``mlp.fc1``), the image branch and the cross layers follow Hugging Face's ViT-MAE
 (``attention.attention.query``, ``intermediate.dense``).
 
-Legend: B records, V values of a record, P values per patch, L patches, K kept, N tokens, M memory tokens, D width,
-H heads, E width of one head.
+Legend: B records, V values of a record, P values per patch, L patches, K kept, N tokens, M memory tokens, T tokens of
+records laid end to end, D width, H heads, E width of one head.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from cadiff.attention import attention
+from cadiff.attention import attention, attention_packed
 from cadiff.errors import ConfigError
 from cadiff.kernels.mask import Masking
 from cadiff.kernels.patch_embed import masked_patch_embed
@@ -92,13 +92,16 @@ def with_mask_tokens(tokens_BND: Tensor, mask_token: Tensor, restore_BL: Tensor)
     return torch.cat([tokens_BND[:, :1], ordered_BLD], dim=1)
 
 
-def run_layers(layers: Iterable[nn.Module], tokens_BND: Tensor, *memory: Tensor, checkpoint: bool) -> Tensor:
-    """Apply layers one after the other; with ``checkpoint`` their insides are computed again in backward."""
+def run_layers(layers: Iterable[nn.Module], tokens_BND: Tensor, *beside: object, checkpoint: bool) -> Tensor:
+    """Apply layers one after the other; with ``checkpoint`` their insides are computed again in backward.
+
+    Args: ``beside``: what each layer takes beside its tokens: a memory, or the lengths of packed sequences.
+    """
     for layer in layers:
         if checkpoint and torch.is_grad_enabled():
-            tokens_BND = recompute(layer, tokens_BND, *memory, use_reentrant=False)
+            tokens_BND = recompute(layer, tokens_BND, *beside, use_reentrant=False)
         else:
-            tokens_BND = layer(tokens_BND, *memory)
+            tokens_BND = layer(tokens_BND, *beside)
     return tokens_BND
 
 
@@ -119,8 +122,9 @@ class PatchProjection(nn.Module):
 
     def forward(self, signal: Tensor, keep_BK: Tensor, position_LD: Tensor) -> Tensor:
         """Give (B, K, D): each kept patch of signals (B, V) or images (B, C, H, W) projected, plus its position."""
-        weight = self.weight.flatten(1) if signal.ndim == 2 else self.weight
-        return masked_patch_embed(signal, keep_BK, weight, self.bias, position_LD)
+        weight = self.weight
+        flat = weight.flatten(1) if signal.ndim == 2 else weight.view(*weight.shape[:2], -1, weight.shape[-1])
+        return masked_patch_embed(signal, keep_BK, flat, self.bias, position_LD)
 
 
 class Attention(nn.Module):
@@ -132,7 +136,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
+    def forward(self, tokens_BND: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Mix tokens (B, N, D); or, given the lengths of sequences that lie end to end, (T, D) within each."""
+        if lengths is not None:
+            query_THE, key_THE, value_THE = self.qkv(tokens_BND).unflatten(1, (3, self.heads, -1)).unbind(1)
+            return self.proj(attention_packed(query_THE, key_THE, value_THE, lengths).flatten(1))
         batch, count, width = tokens_BND.shape
         qkv = self.qkv(tokens_BND).view(batch, count, 3, self.heads, width // self.heads)
         query_BHNE, key_BHNE, value_BHNE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -151,7 +159,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block of the fMRI branch."""
+    """A pre-norm transformer block of the fMRI branch; packed tokens (T, D) come with the lengths of sequences."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -160,8 +168,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        tokens_BND = tokens_BND + self.attn(self.norm1(tokens_BND))
+    def forward(self, tokens_BND: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        tokens_BND = tokens_BND + self.attn(self.norm1(tokens_BND), lengths)
         return tokens_BND + self.mlp(self.norm2(tokens_BND))
 
 

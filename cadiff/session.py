@@ -14,12 +14,15 @@ import torch
 
 from cadiff import checkpoint
 from cadiff.attention import describe_attention
+from cadiff.bad_steps import BadSteps
 from cadiff.config import Job, dump_toml
+from cadiff.devices import device_of
 from cadiff.distributed import Place, processes_here
-from cadiff.engine import Engine, device_of
-from cadiff.errors import ConfigError, DataError
+from cadiff.engine import Engine
+from cadiff.errors import ConfigError
 from cadiff.exports import parent_hash
 from cadiff.files import read_json, write_json, write_text
+from cadiff.fitting import agree_on_data, check_layout, check_negatives, check_pictures, signal_width
 from cadiff.holding import hold_signals
 from cadiff.kernels.dispatch import describe as describe_kernels
 from cadiff.kernels.dispatch import self_check
@@ -27,10 +30,11 @@ from cadiff.kernels.tuning import agree_on_tiles
 from cadiff.phases import Space, build_phase
 from cadiff.precision import choose_precision, describe_precision
 from cadiff.schedule import job_steps
+from cadiff.shards.clips import Clips
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.faults import FaultPolicy
 from cadiff.shards.stream import Reading, Stream
-from cadiff.shards.voxels import padded_width
+from cadiff.telemetry import Meter, samples_by_voxels
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +52,18 @@ class Session:
     engine: Engine
     steps: int
     identity: dict[str, Any]
+    bad: BadSteps
+    meter: Meter
     finished: bool = False  # by an earlier start; there is nothing left to do
     step: int = 0
     spent_s: float = 0.0  # training time of earlier starts
     started: float = field(default_factory=time.monotonic)
     stop_asked: bool = False
-    staged: dict[tuple[str, str], float] = field(default_factory=dict)  # stream.seconds at the last report
 
 
 def prepare(job: Job, run: Path, place: Place) -> Session:
     """Open the shards, build the phase, wrap it, and restore the newest valid checkpoint."""
+    check_layout(job)
     datasets = [Dataset(folder, cache_bytes=int(job.data.remote_cache_gb * 1e9)) for folder in job.data.shards]
     agree_on_data(datasets, place)
     width = signal_width(job, datasets)
@@ -68,11 +74,12 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
         "world": place.world,
         "seed": job.seed,
         "width": width,
+        "frames": job.data.clip_frames,
         "image_size": None if job.phase == "phase1" else job.data.image_size,
         "reading": reading_of(job, run),
     }
     stream = Stream(datasets, split="train", batch=job.train.batch, micro_batch=micro, **options)
-    check_batch(job, stream)
+    check_pictures(job, stream)
     check_negatives(job, stream.subjects)
     if width:
         whole = job.data.on_damage == "raise"
@@ -99,32 +106,25 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     if place.is_main:
         report_parameters(job, engine)
     steps = job_steps(job.train, stream.steps_per_epoch)
-    session = Session(job, run, place, space, stream, val, engine, steps, identity, finished)
-    newest = checkpoint.agreed_newest(engine, run)
-    if newest is not None:
-        state = checkpoint.load(engine, newest, identity)
-        session.step, session.spent_s = state["step"], state["spent_s"]
+    meter = Meter(job, samples_by_voxels(job, datasets, width), micro, place, engine.device, identity["precision"])
+    if place.is_main:
+        log.info(meter.describe())
+    bad = BadSteps(run, job, place.is_main)
+    session = Session(job, run, place, space, stream, val, engine, steps, identity, bad, meter, finished)
+    if restore(session):
         log.info("resuming %s at step %d of %d", job.name, session.step, session.steps)
     return session
 
 
-def agree_on_data(datasets: list[Dataset], place: Place) -> None:
-    """See that every rank has opened the same version of every set: batches are cut from one common order.
-
-    Raises:
-        DataError: on all ranks, each naming what it has opened.
-    """
-    if place.world == 1:
-        return
-    opened = ", ".join(f"{ds.folder} ({ds.hash[:12]})" for ds in datasets)
-    number = int(hashlib.sha256("".join(ds.hash for ds in datasets).encode()).hexdigest()[:15], 16)
-    extremes = torch.tensor([number, -number], device=device_of(place))
-    torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX)
-    if extremes[0] != -extremes[1]:
-        raise DataError(
-            f"Ranks have opened different versions of the data; rank {place.rank} has {opened}. Give every machine the "
-            "same packed folder, and start again once nothing is being written to it."
-        )
+def restore(session: Session) -> bool:
+    """Take up the newest valid checkpoint, if there is one; all ranks call this."""
+    newest = checkpoint.agreed_newest(session.engine, session.run)
+    if newest is None:
+        return False
+    state = checkpoint.load(session.engine, newest, session.identity)
+    session.engine.resume(state["engine"])
+    session.step, session.spent_s, session.started = state["step"], state["spent_s"], time.monotonic()
+    return True
 
 
 def claim(run: Path, identity: dict[str, Any], place: Place) -> bool:
@@ -152,39 +152,8 @@ def reading_of(job: Job, run: Path) -> Reading:
     """How the job's streams read."""
     data = job.data
     faults = FaultPolicy(data.on_damage, data.damage_budget, data.check, run / "quarantine.jsonl")
-    return Reading(data.order, tuple(data.weights), workers=data.workers, faults=faults)
-
-
-def check_batch(job: Job, stream: Stream) -> None:
-    """Refuse data without what the phase reads, and a batch that would not mean what the config says."""
-    if job.phase != "phase1" and "image" not in stream.keys:
-        raise ConfigError(f"data.shards: {job.data.shards} do not all hold pictures; {job.phase} needs them.")
-    contrasts = job.phase == "phase1" and (job.loss.self_contrast or job.loss.cross_contrast) and job.loss.scale
-    if contrasts and job.loss.negatives in ("global", "ring") and stream.accumulate > 1:
-        raise ConfigError(
-            f"loss.negatives = '{job.loss.negatives}' means the whole batch of {job.train.batch}, but it is split into "
-            f"{stream.accumulate} micro-batches a step. Raise train.micro_batch, use more ranks, or set "
-            "loss.negatives=micro."
-        )
-
-
-def check_negatives(job: Job, subjects: list[str]) -> None:
-    """Refuse a choice of negatives that leaves none: the loss would be zero from the first step to the last."""
-    if job.phase == "phase1" and job.loss.negative_subjects == "across" and len(subjects) < 2:
-        raise ConfigError(
-            f"loss.negative_subjects = 'across' takes other subjects' samples, and data.shards hold {len(subjects)} "
-            "subject. Use more subjects, or set loss.negative_subjects=any."
-        )
-
-
-def signal_width(job: Job, datasets: list[Dataset]) -> int:
-    """Voxels of a padded signal: the widest subject's, in whole patches; 0 for the phases that read pictures only."""
-    if job.phase not in ("phase1", "phase2", "phase3"):
-        return 0
-    voxels = max(dataset.voxels for dataset in datasets)
-    if voxels == 0:
-        raise ConfigError(f"data.shards: {job.data.shards} hold pictures only; {job.phase} needs fMRI.")
-    return padded_width(voxels, job.model.patch)
+    patch = job.model.patch if job.phase == "phase1" else 1
+    return Reading(data.order, tuple(data.weights), data.pad, patch, data.workers, faults)
 
 
 def job_hash(job: Job) -> str:
@@ -196,7 +165,7 @@ def job_hash(job: Job) -> str:
     for key in ("shards", "workers", "cache", "remote_cache_gb", "on_damage", "damage_budget", "check"):
         tree["data"].pop(key)
     tree["engine"].pop("precision")  # what "auto" came to is in the identity
-    for key in ("log_every", "save_every", "keep", "val_every", "val_batches"):
+    for key in ("log_every", "save_every", "keep", "val_every", "val_batches", "on_bad_step", "bad_budget"):
         tree["train"].pop(key)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
@@ -220,7 +189,7 @@ def _validation_stream(
         if job.phase != "phase1":
             stimuli = dataset.table.stimulus[ids]
             ids = ids[(stimuli >= 0) & dataset.has_picture[stimuli]]
-        count += len(ids)
+        count += len(Clips([dataset], job.data.clip_frames).starts(0, ids))
     micro = min(micro, count // place.world)
     if micro == 0:
         return None

@@ -120,8 +120,8 @@ class Demo:
         self._do(f"pack-{kind}", inputs, work, lambda: Dataset(out).hash)
 
     def _train(self, name: str) -> None:
+        from cadiff.devices import device_of
         from cadiff.distributed import Place
-        from cadiff.engine import device_of
         from cadiff.precision import choose_precision
         from cadiff.session import job_hash
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cadiff.shards.address import roomy
+from cadiff.shards.dataset import Dataset
 
 Buffers = dict[str, Tensor]
 
@@ -16,6 +17,32 @@ Buffers = dict[str, Tensor]
 def packed_lengths(voxels_N: np.ndarray, patch: int) -> np.ndarray:
     """Values of each sample in a packed batch: its own voxels, padded to whole patches: int64 (N,)."""
     return -(-voxels_N // patch) * patch
+
+
+def keys_of(signal: bool, image: bool, pad: str) -> list[str]:
+    """What a batch holds."""
+    optional = [*(["signal"] * signal), *(["image"] * image)]
+    optional += [{"wrap": "", "zero": "voxels", "packed": "lengths"}[pad]] * signal
+    return [*filter(None, optional), "label", "stimulus", "subject", "sample_id", "epoch"]
+
+
+def columns(
+    ds: Dataset, keys: list[str], patch: int, first_sample: int, first_stimulus: int, subject_number: np.ndarray,
+    class_number: np.ndarray,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """What every sample of a set has beside signal and picture, in the numbering over all sets: int64 each."""
+    table, stimulus = ds.table, ds.table.stimulus
+    told = {
+        "label": class_number[table.label],
+        "stimulus": np.where(stimulus < 0, -1, stimulus + first_stimulus),
+        "subject": subject_number[table.subject],
+        "sample_id": np.arange(len(ds)) + first_sample,
+    }
+    if "voxels" in keys:
+        told["voxels"] = ds.voxel_counts[table.subject]
+    if "lengths" in keys:
+        told["lengths"] = packed_lengths(ds.voxel_counts[table.subject], patch)
+    return told
 
 
 def balanced(lengths_N: np.ndarray) -> np.ndarray:
@@ -29,6 +56,14 @@ def balanced(lengths_N: np.ndarray) -> np.ndarray:
     return np.argsort(lengths_N, kind="stable")[np.arange(count) * step % count]
 
 
+def alike_together(lengths_N: np.ndarray, micro_batch: int) -> np.ndarray:
+    """An order in which the samples of each micro-batch go by length: int64 (N,).
+
+    Neighbours of one length are what a network takes as one batch.
+    """
+    return np.lexsort((lengths_N, np.arange(len(lengths_N)) // micro_batch))
+
+
 def pack_rows(rows_NW: Tensor, lengths_N: np.ndarray, out: Tensor) -> int:
     """Lay the beginnings of the rows end to end in ``out``; returns how many values that are."""
     keep_NW = torch.arange(rows_NW.shape[1])[None, :] < torch.from_numpy(lengths_N)[:, None]
@@ -37,17 +72,20 @@ def pack_rows(rows_NW: Tensor, lengths_N: np.ndarray, out: Tensor) -> int:
     return total
 
 
-def make_buffers(keys: list[str], rows: int, width: int, size: int, device: torch.device, pin: bool) -> Buffers:
+def make_buffers(
+    keys: list[str], rows: int, signal: tuple[int, ...], size: int, device: torch.device, pin: bool
+) -> Buffers:
     """Memory for one batch. Signals lie where the set's rows are; pictures hold colour last, as they are decoded.
 
     Args:
+        signal: shape of one sample's signal: (voxels,), or (frames, voxels) of a clip.
         size: pixels per side of pictures.
         pin: page-locked memory, from which a GPU copies while it computes.
     """
     numbers = number_keys(keys)
     shapes = {
-        "signal": ((rows, width), torch.float32),
-        "packed": ((rows * width,), torch.float32),
+        "signal": ((rows, *signal), torch.float32),
+        "packed": ((rows * signal[-1],), torch.float32),
         "image": ((rows, size, size, 3), torch.uint8),
         "epoch": ((rows,), torch.int64),
         "numbers": ((len(numbers), rows), torch.int64),

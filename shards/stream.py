@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -15,36 +14,15 @@ from torch import Tensor
 from cadiff.errors import ConfigError
 from cadiff.shards import batches
 from cadiff.shards.batches import Buffers
+from cadiff.shards.clips import ClipFaults, Clips
 from cadiff.shards.dataset import Dataset
-from cadiff.shards.faults import FaultPolicy, Faults
+from cadiff.shards.faults import Faults
 from cadiff.shards.feed import Feed
 from cadiff.shards.leaks import refuse_leaks_between
 from cadiff.shards.mixture import Chosen, Mixture, choose
 from cadiff.shards.readahead import Pieces, ReadAhead
+from cadiff.shards.reading import Reading
 from cadiff.shards.sampler import ORDER
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a stream reads; none of it but ``order`` and ``weights`` changes which samples a step sees.
-
-    Attributes:
-        order: "random", "window" (large sets, read in pieces) or "auto" (by the sets' size).
-        weights: share of each set in every batch; empty pools all sets.
-        pad: "wrap" (the paper); "zero", which adds the key ``voxels``: how many of each row are signal; or "packed":
-            the samples of a micro-batch end to end, each wrap-padded to whole patches only, with the key ``lengths``,
-            and dealt so that ranks and micro-batches hold nearly equal numbers of values.
-        patch: voxels that a packed sample's length is a multiple of.
-        workers: threads that prepare batches; 0 prepares them when they are asked for.
-        faults: what happens when a sample is damaged.
-    """
-
-    order: str = "auto"
-    weights: tuple[float, ...] = ()
-    pad: str = "wrap"
-    patch: int = 16
-    workers: int = 1
-    faults: FaultPolicy = field(default_factory=FaultPolicy)
 
 
 class Stream:
@@ -71,6 +49,7 @@ class Stream:
         batch: int,
         micro_batch: int,
         width: int = 0,
+        frames: int = 1,
         image_size: int | None = None,
         subjects: Sequence[str] = (),
         rank: int = 0,
@@ -82,41 +61,52 @@ class Stream:
             batch: samples per optimizer step over all ranks.
             micro_batch: samples per rank and forward.
             width: voxels of a signal after padding; 0 leaves signals out.
+            frames: stored frames of one run, in a row, that are a sample: a clip, named by its first frame.
             image_size: pixels per side; None leaves pictures out. With pictures, samples without one are left out.
             subjects: only these, over all sets; empty means all.
 
         Raises:
-            ConfigError: batch sizes that do not divide, or a split that is empty or smaller than one batch.
+            ConfigError: batch sizes that do not divide, a split that is empty or smaller than one batch, or clips with
+                pictures or packed.
         """
         self.datasets, self.split, self.batch, self.micro_batch = list(datasets), split, batch, micro_batch
-        self.rank, self.world, self.width, self.image_size = rank, world, width, image_size
+        self.rank, self.world, self.width, self.frames, self.image_size = rank, world, width, frames, image_size
         self._reading = reading or Reading()
         if micro_batch < 1 or batch % (micro_batch * world):
             raise ConfigError(
                 f"batch {batch} is not a multiple of micro_batch {micro_batch} x {world} ranks. "
                 "Change train.batch or train.micro_batch."
             )
-        if self._reading.pad not in ("wrap", "zero", "packed"):
-            raise ConfigError(f"pad = '{self._reading.pad}': one of wrap, zero, packed.")
+        if frames > 1 and (self._reading.pad == "packed" or image_size is not None or not width):
+            raise ConfigError(
+                f"data.clip_frames = {frames} makes clips of signals, which go neither with data.pad = 'packed' nor "
+                "with pictures: phase 1 takes them alone. Set data.clip_frames=1, or data.pad=wrap."
+            )
         self.accumulate = batch // (micro_batch * world)
         self.has_signal = width > 0 and all(ds.voxels > 0 for ds in self.datasets)
         self.has_image = image_size is not None and all(ds.has_picture.any() for ds in self.datasets)
         refuse_leaks_between(self.datasets)
         self._chosen = choose(self.datasets, split, list(subjects), self.has_image, batch)
-        version = "+".join([*(ds.hash for ds in self.datasets), split, ",".join(subjects), str(self.has_image)])
+        parts = [*(ds.hash for ds in self.datasets), split, ",".join(subjects), str(self.has_image)]
+        version = "+".join([*parts, *([f"clips of {frames}"] if frames > 1 else [])])
+        self._clips = Clips(self.datasets, frames)
+        if frames > 1:
+            self._chosen = self._clips.choose(self._chosen, split, batch)
         rest = (self._reading.order, self._reading.weights)
         self._mixture = Mixture(self.datasets, self._chosen, batch, seed, version, *rest)
-        self._faults = Faults(self.datasets, self._chosen, self._reading.faults, version)
+        faults = (self.datasets, self._chosen, self._reading.faults, version)
+        self._faults = Faults(*faults) if frames == 1 else ClipFaults(*faults, self._clips)
         self.steps_per_epoch, self.order, self.seed = self._mixture.steps_per_epoch, self._mixture.order, seed
         self._offset = np.cumsum([0, *(len(ds) for ds in self.datasets)])
         self._stimulus_offset = np.cumsum([0, *(len(ds.stimuli) for ds in self.datasets)])
         self.subjects, self._subject_number = batches.unite([ds.subjects for ds in self.datasets])
         self.classes, self._class_number = batches.unite([ds.classes for ds in self.datasets])
-        optional = [*(["signal"] * self.has_signal), *(["image"] * self.has_image)]
-        optional += [{"wrap": "", "zero": "voxels", "packed": "lengths"}[self._reading.pad]] * self.has_signal
-        self.keys = [*filter(None, optional), "label", "stimulus", "subject", "sample_id", "epoch"]
+        self.keys = batches.keys_of(self.has_signal, self.has_image, self._reading.pad)
         self.seconds = {(str(ds.folder), stage): 0.0 for ds in self.datasets for stage in ("fetch", "decode")}
-        self._columns = [self._columns_of(k) for k in range(len(self.datasets))]
+        firsts = (self._offset.tolist(), self._stimulus_offset.tolist(), self._subject_number, self._class_number)
+        self._columns = [
+            batches.columns(ds, self.keys, self._reading.patch, *told) for ds, *told in zip(self.datasets, *firsts)
+        ]
         numbers = batches.number_keys(self.keys)
         self._numbers = [np.stack([columns[key] for key in numbers], axis=1) for columns in self._columns]
         self._batch_of = lru_cache(maxsize=8)(self._global_batch)
@@ -142,9 +132,9 @@ class Stream:
         """Micro-batch ``index`` of optimizer step ``step`` for this rank: a pure function, b = micro_batch.
 
         Returns:
-            ``signal`` float32 (b, width), or (sum of lengths,) if packed, and ``image`` uint8 (b, 3, S, S) where there
-            are any; int64 (b,) ``label`` and ``stimulus`` (-1 none), ``subject``, ``sample_id``, ``epoch`` (-1 unless
-            training), and ``voxels`` or ``lengths`` as the padding wants.
+            ``signal`` float32 (b, width), (b, frames, width) for clips, or (sum of lengths,) if packed, and ``image``
+            uint8 (b, 3, S, S) where there are any; int64 (b,) ``label`` and ``stimulus`` (-1 none), ``subject``,
+            ``sample_id``, ``epoch`` (-1 unless training), and ``voxels`` or ``lengths`` as the padding wants.
         """
         buffers = self._buffers(pin=False)
         self._fill(step, index, buffers)
@@ -201,42 +191,28 @@ class Stream:
         buffers["numbers"].numpy()[:] = np.take(self._numbers[k], ids, axis=0, mode="clip").T
         if self.has_signal:
             pad = "zero" if self._reading.pad == "zero" else "wrap"
-            ds.read_signals(ids, buffers["signal"], pad)
+            frames = ids if self.frames == 1 else self._clips.samples(k, ids).reshape(-1)
+            ds.read_signals(frames, buffers["signal"].view(len(frames), self.width), pad)
         self._count(k, "fetch", began)
         if self.has_image:
             began = time.perf_counter()
             ds.pictures.read(ds.table.stimulus[ids], buffers["image"].numpy())
             self._count(k, "decode", began)
 
-    def _columns_of(self, k: int) -> dict[str, np.ndarray]:
-        """What every sample of set ``k`` has beside signal and picture, in the numbering over all sets: int64 each."""
-        ds = self.datasets[k]
-        table, stimulus = ds.table, ds.table.stimulus
-        columns = {
-            "label": self._class_number[k][table.label],
-            "stimulus": np.where(stimulus < 0, -1, stimulus + self._stimulus_offset[k]),
-            "subject": self._subject_number[k][table.subject],
-            "sample_id": np.arange(len(ds)) + self._offset[k],
-        }
-        if "voxels" in self.keys:
-            columns["voxels"] = ds.voxel_counts[table.subject]
-        if "lengths" in self.keys:
-            columns["lengths"] = batches.packed_lengths(ds.voxel_counts[table.subject], self._reading.patch)
-        return columns
-
     def _count(self, k: int, stage: str, began: float) -> None:
         self.seconds[str(self.datasets[k].folder), stage] += time.perf_counter() - began
 
     def _buffers(self, pin: bool, rows: int = 0) -> Buffers:
         device = self.datasets[0].store.device if self.has_signal else torch.device("cpu")
-        return batches.make_buffers(self.keys, rows or self.micro_batch, self.width, self.image_size or 0, device, pin)
+        signal = (self.width,) if self.frames == 1 else (self.frames, self.width)
+        return batches.make_buffers(self.keys, rows or self.micro_batch, signal, self.image_size or 0, device, pin)
 
     def _read_ahead(self, start: int, stop: int) -> ReadAhead:
         share = self.batch // self.world
 
         def mine(step: int) -> Chosen:
             positions = self._batch_of(self._step(step))[0][self.rank * share : (self.rank + 1) * share]
-            return Chosen(self._chosen.which[positions], self._chosen.ids[positions])
+            return self._clips.whole(Chosen(self._chosen.which[positions], self._chosen.ids[positions]))
 
         ahead = ReadAhead(Pieces(self.datasets), mine, self.steps_per_epoch)
         ahead.start(start, stop)
@@ -251,6 +227,7 @@ class Stream:
                 mine = self._chosen.which[positions] == k
                 lengths[mine] = self._columns[k]["lengths"][self._chosen.ids[positions[mine]]]
             order = batches.balanced(lengths)
+            order = order[batches.alike_together(lengths[order], self.micro_batch)]
             positions, epochs = positions[order], epochs[order]
         return positions, epochs
 

@@ -77,10 +77,16 @@ def test_one_compiled_graph_agrees_and_leaves_the_choice_outside(monkeypatch, na
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(("name", "said"), [("auto", "sdpa"), ("sdpa", "sdpa"), ("reference", "reference")])
+@pytest.mark.parametrize(("name", "said"), [("sdpa", "sdpa"), ("reference", "reference")])
 def test_it_says_what_runs(choose, name, said):
     choose(name)
     assert describe_attention("cpu") == f"{said} (torch {torch.__version__.split('+')[0]}, cpu)"
+
+
+def test_a_cpu_runs_blocked_attention_and_says_within_what_limits(choose):
+    choose("auto")
+    assert describe_attention("cpu").startswith("blocked (torch ")
+    assert describe_attention("cpu").endswith("; half precision up to 512 tokens, else sdpa)")
 
 
 def test_the_choice_is_made_once(choose, monkeypatch):
@@ -92,7 +98,7 @@ def test_the_choice_is_made_once(choose, monkeypatch):
 
 def test_an_unknown_name_is_refused_with_the_known_ones(choose):
     choose("flash")
-    with pytest.raises(ConfigError, match="'flash'; expected one of auto, xformers, sdpa, reference"):
+    with pytest.raises(ConfigError, match="'flash'; expected one of auto, xformers, sdpa, blocked, reference"):
         describe_attention("cpu")
 
 

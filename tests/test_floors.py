@@ -10,14 +10,24 @@ FOLDERS = ("cadiff", "kernels", "shards", "launch")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 GROUND = {"errors", "config", "distributed", "files", "exports", "splits"}
-MODELS = {"models", "attention", "layers", "masking", "losses", "metrics", "statistics"}
+MODELS = {
+    "models",
+    "attention",
+    "attention_blocked",
+    "attention_definition",
+    "layers",
+    "masking",
+    "losses",
+    "metrics",
+    "statistics",
+}
 
 # library -> the files (or folders) that may import it
 DOORS = {
     "triton": ("kernels/",),
     "xformers": ("cadiff/attention.py",),
     "diffusers": ("cadiff/models/latent_diffusion.py", "cadiff/models/first_stage.py"),
-    "deepspeed": ("cadiff/engine.py", "launch/"),
+    "deepspeed": ("cadiff/engine.py", "cadiff/engine_json.py", "launch/"),
     "webdataset": ("shards/",),
     "zarr": ("shards/",),
     "nibabel": ("shards/",),
@@ -26,6 +36,7 @@ DOORS = {
     "fsspec": ("shards/",),
     "simplejpeg": ("shards/", "launch/loader_bench.py"),
     "wandb": ("cadiff/tracking.py",),
+    "tensorboard": ("cadiff/tracking.py",),
     "matplotlib": ("cadiff/report",),
     "typer": ("launch/",),
     "rich": ("launch/",),

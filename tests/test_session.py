@@ -13,8 +13,9 @@ from cadiff.config import load_job
 from cadiff.distributed import Place, processes_here
 from cadiff.errors import ConfigError, DataError
 from cadiff.files import memory_bytes
+from cadiff.fitting import agree_on_data, check_layout, check_negatives
 from cadiff.holding import hold_signals
-from cadiff.session import agree_on_data, check_negatives, job_hash, reading_of
+from cadiff.session import job_hash, reading_of
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.synthetic.loader_set import make_loader_set
 
@@ -135,3 +136,11 @@ def test_ranks_that_opened_different_data_stop_before_they_train(tiny_set, tmp_p
     for process in ranks:
         process.join()
     assert "different versions" in said[0] and f"rank 1 has {other}" in said[1]
+
+
+def test_packed_samples_and_clips_are_for_phase_1(job, tiny_job, tmp_path):
+    path = tiny_job(tmp_path / "prior.toml", "first_stage", "")
+    other = load_job(path, ["data.clip_frames=2"])
+    check_layout(job("data.pad=packed"))
+    with pytest.raises(ConfigError, match="packed samples and clips are phase 1's, not first_stage's"):
+        check_layout(other)

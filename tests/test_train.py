@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import tomllib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cadiff.checkpoint import committed
-from cadiff.engine import Engine
 from cadiff.errors import ConfigError, DataError, NonFiniteError
 from cadiff.exports import load_part, read_card
 from cadiff.launch.start import free_port, start_training
@@ -175,16 +173,8 @@ def test_the_rank_that_met_an_error_is_heard(tmp_path, tiny_set, tiny_job):
 
 def test_a_loss_that_is_not_finite_stops_all_ranks(reference, tmp_path):
     config, _, _ = reference
-    with pytest.raises(NonFiniteError, match="by step"):
+    with pytest.raises(NonFiniteError, match=r"optimizer step \d+ had a gradient norm of (inf|nan)"):
         _train(config, tmp_path / "run", "optim.lr=1e30", "optim.clip=0", "train.steps=20", "train.log_every=1")
-
-
-def test_a_step_that_deepspeed_threw_away_shows_in_the_norm_which_stops_the_job():
-    engine = object.__new__(Engine)
-    engine._engine = SimpleNamespace(skipped_steps=1, get_global_grad_norm=lambda: 0.5)
-    assert engine.gradient_norm() == float("inf")
-    engine._engine.skipped_steps = 0
-    assert engine.gradient_norm() == 0.5
 
 
 def _same_weights(one, other, tolerance):

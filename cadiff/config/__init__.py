@@ -1,6 +1,6 @@
 """Typed configuration: one TOML file per job plus ``section.key=value`` overrides, validated before anything runs."""
 
-from cadiff.config.jobs import JOBS, FirstStageJob, Job, Phase1Job, Phase2Job, Phase3Job, PriorJob
+from cadiff.config.jobs import JOBS, FirstStageJob, Job, Phase1Job, Phase1Loss, Phase2Job, Phase3Job, PriorJob
 from cadiff.config.load import dump_toml, load_job, parse_override
 from cadiff.config.sections import (
     ConditionModel,
@@ -32,6 +32,7 @@ __all__ = [
     "Mask",
     "Optim",
     "Phase1Job",
+    "Phase1Loss",
     "Phase2Job",
     "Phase3Job",
     "PriorJob",

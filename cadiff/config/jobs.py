@@ -43,14 +43,19 @@ class Phase1Loss(Section):
     cross_contrast: float = Field(0.5, ge=0)  # prediction against the other masked view
     scale: float = Field(1.0, ge=0)
     temperature: float = Field(0.1, gt=0)
+    learn_temperature: bool = False  # then `temperature` is where it begins
+    symmetric: bool = False  # also let each target choose among anchors, as in CLIP; the paper's is one way
     self_on_both_views: bool = False  # the paper's figure ties both views to the input, its code only the first
-    # Other samples of this micro-batch, or of all ranks: gathered ("global"), or passed from rank to rank ("ring": the
-    # same numbers, in memory that does not grow with the ranks). "predictions" (the paper code's unused "paired"): for
-    # the self term the predictions of the micro-batch's other samples instead of their inputs.
+    # Other samples of this micro-batch ("micro"), or of the whole batch over all ranks and micro-batches: gathered
+    # ("global"), or passed from rank to rank ("ring": the same numbers, in memory that does not grow with the ranks).
+    # Where a batch takes several micro-batches, the whole one costs one more forward. "predictions" (the paper code's
+    # unused "paired"): for the self term the predictions of the micro-batch's other samples instead of their inputs.
     negatives: Literal["micro", "global", "ring", "predictions"] = "global"
     # Whose samples may be negatives: anyone's, only those of the anchor's own subject, or only those of other subjects.
     # A sample without any has no contrastive loss: "within" wants batches that hold several samples of a subject.
     negative_subjects: Literal["any", "within", "across"] = "any"
+    # What another sample is whose subject saw the same picture: a negative like any other, dropped, or a positive too.
+    repeats: Literal["negative", "drop", "positive"] = "negative"
 
 
 class Phase1Job(Job):

@@ -25,6 +25,11 @@ class Data(Section):
     # "random" mixes the whole set in every epoch; "window" reads it in pieces, for sets beyond memory; "auto" decides
     # by the sets' bytes (above 16 GiB: window), so every machine decides alike.
     order: Literal["auto", "random", "window"] = "auto"
+    # Subjects of different widths: "wrap" repeats a signal up to the widest (the paper), "packed" lays samples end to
+    # end, each with its own voxels in whole patches, so that nothing is computed for padding. Phase 1 only.
+    pad: Literal["wrap", "packed"] = "wrap"
+    # Consecutive stored frames of one run that are a sample, a clip; 1: single frames, as in the paper. Phase 1 only.
+    clip_frames: int = Field(1, ge=1)
     workers: int = Field(1, ge=0)  # threads that prepare batches; 0 prepares them when they are due
     cache: Literal["auto", "none", "ram", "gpu"] = "auto"  # hold all signals there; auto: in RAM if they are small
     remote_cache_gb: float = Field(100.0, gt=0)  # local disk for remote sets, all together
@@ -60,6 +65,12 @@ class Train(Section):
     keep: int = Field(2, ge=2)  # checkpoints kept; one could be lost while it is replaced
     val_every: int = Field(1000, ge=1)  # steps
     val_batches: int = Field(8, ge=1)  # batches of `batch` samples per validation
+    ema: float = Field(0.0, ge=0, lt=1)  # decay per step of a running mean of the weights, which is exported; 0: none
+    # A step whose gradient norm is not finite, or a spike, never changes the weights. Then: "stop" the job, "skip" to
+    # the next batch, or "rewind" to the newest checkpoint and pass by the batches around it.
+    on_bad_step: Literal["stop", "skip", "rewind"] = "stop"
+    spike: float = Field(0.0, ge=0)  # a spike is a norm above so many times its running mean; 0: never
+    bad_budget: int = Field(20, ge=1)  # bad steps after which a job stops all the same
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -73,8 +84,9 @@ class EngineOptions(Section):
 
     zero: Literal[0, 1, 2, 3] = 2  # ZeRO stage
     # Parameters stay fp32; this is the autocast type. "auto": bf16 where all ranks have it in hardware, else fp32.
-    # No fp16: DeepSpeed's ZeRO clips its gradients before it undoes their loss scaling.
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # fp16 is for GPUs before Ampere; its loss scaling is ours, because DeepSpeed's ZeRO clips before it undoes its own.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False  # torch.compile the transformer blocks: minutes at the start, faster steps on a GPU
     offload: bool = False  # keep optimizer state in host memory
     checkpoint_activations: bool = False  # recompute blocks in backward: less memory, a third more compute
     deepspeed: dict[str, Any] = {}  # further DeepSpeed keys, checked against the ones it knows
@@ -85,6 +97,7 @@ class Track(Section):
 
     wandb: Literal["offline", "online", "off"] = "offline"
     project: str = "cadiff"
+    tensorboard: bool = False  # needs the package tensorboard
 
 
 class FmriModel(Section):
@@ -98,14 +111,17 @@ class FmriModel(Section):
     decoder_width: int = Field(512, ge=1)
     decoder_depth: int = Field(8, ge=1)
     decoder_heads: int = Field(16, ge=1)
+    patch_frames: int = Field(1, ge=1)  # frames of a clip that a patch spans (data.clip_frames)
 
 
 class Mask(Section):
-    """Which patches are hidden from the encoder."""
+    """Which patches are hidden from the encoder, and which voxels."""
 
     ratio: float = Field(0.75, ge=0, lt=1)
     focus_range: list[int] = Field([], max_length=2)  # [first, last] voxel of a region hidden more often; empty: none
     focus_rate: float = Field(0.6, gt=0, lt=1)  # weight of the patches inside the region
+    tube: bool = False  # hide the same places in all frames of a clip: neighbouring frames give each other away
+    voxel_dropout: float = Field(0.0, ge=0, lt=1)  # share of a sample's voxels set to 0 in the input, not in the target
 
     @model_validator(mode="after")
     def _two_ends(self) -> Mask:

@@ -37,8 +37,8 @@ def examine() -> dict[str, dict[str, str]]:
     import torch
 
     from cadiff.attention import describe_attention
+    from cadiff.devices import device_of
     from cadiff.distributed import Place, place
-    from cadiff.engine import device_of
     from cadiff.kernels.dispatch import describe, self_check
     from cadiff.precision import choose_precision
 

@@ -1,5 +1,6 @@
 """The fMRI autoencoder: its size, its names, and what it may and may not see."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,8 @@ from cadiff.config import FmriModel
 from cadiff.errors import ConfigError
 from cadiff.exports import load_into
 from cadiff.kernels.mask import Masking
-from cadiff.models.fmri_mae import FmriEncoder, FmriMae
+from cadiff.models.fmri_mae import FmriEncoder, FmriMae, clip_patches, clip_positions
+from cadiff.shards.voxels import padded_width, wrap_pad
 
 TINY = FmriModel(patch=4, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
 
@@ -134,3 +136,80 @@ def test_bfloat16_autocast_stays_near_float32():
 def test_sizes_that_do_not_divide_are_refused(change, voxels, word):
     with pytest.raises(ConfigError, match=word):
         FmriMae(TINY.model_copy(update=change), voxels)
+
+
+def clip_net(frames, patch_frames, seed=0):
+    torch.manual_seed(seed)
+    return FmriMae(TINY.model_copy(update={"patch_frames": patch_frames}), 24, frames)
+
+
+def test_a_patch_of_a_clip_is_some_voxels_of_some_frames():
+    clip = torch.arange(4 * 24.0).view(1, 4, 24)
+    patches = clip_patches(clip, patch=4, frames=2)
+    assert patches.shape == (1, 2 * 6, 2 * 4)
+    assert patches[0, 7].tolist() == [*clip[0, 2, 4:8].tolist(), *clip[0, 3, 4:8].tolist()]  # span 1, place 1
+    assert torch.equal(clip_patches(clip[:, 0], 4, 1), clip[:, 0].view(1, 6, 4))
+
+
+@pytest.mark.parametrize(("patch_frames", "weight"), [(1, (16, 1, 4)), (2, (16, 1, 2, 4)), (4, (16, 1, 4, 4))])
+def test_patches_of_clips_are_embedded_span_after_span(patch_frames, weight):
+    model, clip = clip_net(4, patch_frames), torch.randn(3, 4, 24)
+    assert model.patch_embed.proj.weight.shape == weight
+    assert (model.spans, model.places, model.length) == (4 // patch_frames, 6, 24 // patch_frames)
+    masking = some_masking(3, model.length)
+    flat = clip_patches(clip, 4, patch_frames) @ model.patch_embed.proj.weight.flatten(1).T
+    wanted = (flat + model.patch_embed.proj.bias + model.pos_embed[:, 1:]).gather(
+        1, masking.keep_BK[:, :, None].expand(-1, -1, 16)
+    )
+    torch.testing.assert_close(model.embed(clip, masking)[:, 1:], wanted, rtol=1e-5, atol=1e-6)
+    patches = model(clip, masking)
+    assert patches.shape == (3, model.length, patch_frames * 4)
+    patches.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("patch_frames", [1, 2])
+def test_hidden_patches_of_clips_are_never_seen(patch_frames):
+    model, clip = clip_net(4, patch_frames), torch.randn(3, 4, 24)
+    masking = some_masking(3, model.length)
+    hidden = masking.hidden_BL.bool().view(3, model.spans, 1, 6, 1).expand(-1, -1, patch_frames, -1, 4)
+    hidden = hidden.reshape(3, 4, 24)
+    torch.testing.assert_close(model(clip, masking), model(clip.masked_fill(hidden, 99.0), masking))
+    assert not torch.allclose(model(clip, masking), model(clip.masked_fill(~hidden, 99.0), masking))
+
+
+def test_positions_tell_spans_and_places_apart():
+    table = clip_positions(places=30, spans=20, width=32)[0]
+    assert table.shape == (601, 32) and table[0].abs().max() == 0
+    apart = torch.cdist(table[1:].double(), table[1:].double()) + 9 * torch.eye(600)
+    assert apart.min() > 0.1
+    both = table[1:].view(20, 30, 32)  # a row for the span and one for the place
+    assert torch.equal(both[0], clip_positions(30, 1, 32)[0, 1:])  # the first span is a single frame
+    torch.testing.assert_close(both - both[:1], (both - both[:1])[:, :1].expand(-1, 30, -1), rtol=0, atol=1e-5)
+
+
+def test_one_span_of_frames_has_the_papers_positions():
+    single, whole = tiny(), clip_net(4, 4)
+    assert torch.equal(single.pos_embed, whole.pos_embed)
+    assert torch.equal(single.decoder_pos_embed, whole.decoder_pos_embed)
+
+
+@pytest.mark.parametrize(("frames", "patch_frames"), [(4, 3), (1, 2)])
+def test_clips_that_do_not_divide_into_patches_are_refused(frames, patch_frames):
+    with pytest.raises(ConfigError, match=f"clip of {frames} frames does not divide into patches of {patch_frames}"):
+        clip_net(frames, patch_frames)
+
+
+@pytest.mark.parametrize(("grayordinates", "tokens"), [(59_412, 3_714), (91_282, 5_706)])
+def test_the_cortex_and_all_grayordinates_go_through(grayordinates, tokens):
+    width = padded_width(grayordinates, 16)
+    signal = torch.from_numpy(wrap_pad(np.random.default_rng(0).normal(size=(1, grayordinates)), width)).float()
+    sizes = {"width": 8, "depth": 1, "heads": 1, "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 1}
+    model = FmriMae(FmriModel(patch=16, **sizes), width)
+    assert model.length == tokens and width - grayordinates in (12, 14)
+    masking = some_masking(1, tokens, 0.75)
+    assert masking.keep_BK.shape == (1, int(tokens * 0.25))
+    patches = model(signal, masking)
+    assert patches.shape == (1, tokens, 16) and patches.isfinite().all()
+    (patches[0, -1] - signal[0, -16:]).square().sum().backward()  # the padded patch is predicted like any other
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -1,0 +1,69 @@
+"""Whether a job and its data fit each other: what is looked at before anything is built."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from cadiff.config import Job
+from cadiff.devices import device_of
+from cadiff.distributed import Place
+from cadiff.errors import ConfigError, DataError
+from cadiff.shards.dataset import Dataset
+from cadiff.shards.stream import Stream
+from cadiff.shards.voxels import padded_width
+
+
+def check_layout(job: Job) -> None:
+    """Refuse samples of a shape that only phase 1 takes."""
+    data = job.data
+    if job.phase != "phase1" and (data.pad, data.clip_frames) != ("wrap", 1):
+        raise ConfigError(
+            f"data.pad = '{data.pad}', data.clip_frames = {data.clip_frames}: packed samples and clips are phase 1's, "
+            f"not {job.phase}'s. Set data.pad=wrap and data.clip_frames=1."
+        )
+
+
+def agree_on_data(datasets: list[Dataset], place: Place) -> None:
+    """See that every rank has opened the same version of every set: batches are cut from one common order.
+
+    Raises:
+        DataError: on all ranks, each naming what it has opened.
+    """
+    if place.world == 1:
+        return
+    opened = ", ".join(f"{ds.folder} ({ds.hash[:12]})" for ds in datasets)
+    number = int(hashlib.sha256("".join(ds.hash for ds in datasets).encode()).hexdigest()[:15], 16)
+    extremes = torch.tensor([number, -number], device=device_of(place))
+    torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX)
+    if extremes[0] != -extremes[1]:
+        raise DataError(
+            f"Ranks have opened different versions of the data; rank {place.rank} has {opened}. Give every machine the "
+            "same packed folder, and start again once nothing is being written to it."
+        )
+
+
+def check_pictures(job: Job, stream: Stream) -> None:
+    """Refuse data without what the phase reads."""
+    if job.phase != "phase1" and "image" not in stream.keys:
+        raise ConfigError(f"data.shards: {job.data.shards} do not all hold pictures; {job.phase} needs them.")
+
+
+def check_negatives(job: Job, subjects: list[str]) -> None:
+    """Refuse a choice of negatives that leaves none: the loss would be zero from the first step to the last."""
+    if job.phase == "phase1" and job.loss.negative_subjects == "across" and len(subjects) < 2:
+        raise ConfigError(
+            f"loss.negative_subjects = 'across' takes other subjects' samples, and data.shards hold {len(subjects)} "
+            "subject. Use more subjects, or set loss.negative_subjects=any."
+        )
+
+
+def signal_width(job: Job, datasets: list[Dataset]) -> int:
+    """Voxels of a padded signal: the widest subject's, in whole patches; 0 for the phases that read pictures only."""
+    if job.phase not in ("phase1", "phase2", "phase3"):
+        return 0
+    voxels = max(dataset.voxels for dataset in datasets)
+    if voxels == 0:
+        raise ConfigError(f"data.shards: {job.data.shards} hold pictures only; {job.phase} needs fMRI.")
+    return padded_width(voxels, job.model.patch)
