@@ -40,26 +40,25 @@ class BlockedAttention(torch.autograd.Function):
                 torch.bmm(q_GMD[part].float() * scale, k_GND[part].float().transpose(1, 2), out=some_CMN)
                 weights_GMN[part] = some_CMN.softmax(dim=2)
                 torch.bmm(weights_GMN[part], v_GND[part], out=out_GMD[part])
-            ctx.save_for_backward(q_GMD, k_GND, v_GND, out_GMD, weights_GMN)
+            ctx.save_for_backward(q_GMD, k_GND, v_GND, weights_GMN)
         return out_GMD.view(*q_BHMD.shape[:3], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BHMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q_GMD, k_GND, v_GND, out_GMD, weights_GMN = ctx.saved_tensors
+        q_GMD, k_GND, v_GND, weights_GMN = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
             scale = 1 / math.sqrt(q_GMD.shape[2])
             grad_GMD = grad_BHMD.reshape(q_GMD.shape)
             grads = [torch.empty_like(heads) for heads in (q_GMD, k_GND, v_GND)]
-            inner_GM1 = (grad_GMD.float() * out_GMD.float()).sum(dim=2, keepdim=True).to(q_GMD.dtype)
             scores_CMN = weights_GMN.new_empty(_heads_at_once(weights_GMN), *weights_GMN.shape[1:])
             for part in _parts(weights_GMN):
                 some_CMN, some_weights_CMN = scores_CMN[: part.stop - part.start], weights_GMN[part]
                 torch.bmm(some_weights_CMN.transpose(1, 2), grad_GMD[part], out=grads[2][part])
                 torch.bmm(grad_GMD[part], v_GND[part].transpose(1, 2), out=some_CMN)
-                some_CMN.sub_(inner_GM1[part]).mul_(some_weights_CMN)
-                torch.bmm(some_CMN, k_GND[part], out=grads[0][part])
-                torch.bmm(some_CMN.transpose(1, 2), q_GMD[part], out=grads[1][part])
+                through_CMN = torch._softmax_backward_data(some_CMN, some_weights_CMN, 2, some_CMN.dtype)
+                torch.bmm(through_CMN, k_GND[part], out=grads[0][part])
+                torch.bmm(through_CMN.transpose(1, 2), q_GMD[part], out=grads[1][part])
         shape = grad_BHMD.shape
         query, key, value = (grad.view(*shape[:2], *grad.shape[1:]) for grad in grads)
         return query.mul_(scale), key.mul_(scale), value

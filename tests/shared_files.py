@@ -2,12 +2,31 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-GOLDEN = Path(os.environ.get("CADIFF_GOLDEN") or SHARED / "golden")
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+GOLDEN = Path(os.environ.get("CADIFF_GOLDEN_DIR") or SHARED / "golden")
+
+
+def golden_kind(path: Path) -> str | None:
+    """What a file says that it stores; None where it says nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            meta = json.loads((file.metadata() or {}).get("meta", "null"))
+    except (SafetensorError, OSError, json.JSONDecodeError):
+        return None
+    return meta.get("kind") if isinstance(meta, dict) else None
+
+
+def golden_files(*kinds: str) -> list[Path]:
+    """The files of the folder that say they are of these kinds, whatever they are called."""
+    return [path for path in sorted(GOLDEN.glob("*.safetensors")) if golden_kind(path) in kinds]
 
 
 def read_golden(path: Path, framework: str) -> tuple[dict, dict]:
@@ -22,5 +41,14 @@ def golden_case(name: str, framework: str) -> tuple[dict, dict]:
     """The same for one case by its name; the test is skipped where the file is not."""
     path = GOLDEN / f"{name}.safetensors"
     if not path.is_file():
-        pytest.skip(f"needs {path}: stored outputs of the paper's code are no part of the checkout; set CADIFF_GOLDEN")
+        pytest.skip(
+            f"needs {path}: stored outputs of the paper's code are no part of the checkout; set CADIFF_GOLDEN_DIR"
+        )
     return read_golden(path, framework)
+
+
+def benchmarks_importable() -> None:
+    """Let ``import plain_phase1`` and its neighbours find their files, which are scripts and no package."""
+    folder = str(ROOT / "benchmarks")
+    if folder not in sys.path:
+        sys.path.append(folder)
