@@ -17,7 +17,10 @@ def pytest_configure(config):
 
 
 # Files whose tests launch jobs or compile kernels, longest first. Run side by side, the others fill up what they leave.
-LONGEST = ["test_train.py", "test_demo.py", "test_triton.py", "test_similarity_ranks.py", "test_drill.py"]
+LONGEST = [
+    "test_train_options.py", "test_train.py", "test_demo.py", "test_triton.py",
+    "test_zero_stages.py", "test_bad_steps.py", "test_similarity_ranks.py", "test_drill.py",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
