@@ -1,4 +1,4 @@
-"""Read the paper's checkpoints without executing anything in them, and turn them into CADiff exports.
+"""Read the paper's checkpoints without executing anything in them, turn them into CADiff exports, and back.
 
 A torch checkpoint is a zip with a pickle inside, and the paper's hold instances of its own config classes, so the
 ordinary loader would run code from the file. Here every global outside a short list becomes an inert record.
@@ -11,14 +11,16 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cadiff.config import FmriModel
 from cadiff.errors import DataError
-from cadiff.exports import save_export
-from cadiff.files import sha256
+from cadiff.exports import load_part, read_card, save_export
+from cadiff.files import sha256, whole_file
 
 _DTYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
@@ -117,8 +119,8 @@ def convert_fmri(path: str | Path, out: Path) -> dict[str, Any]:
         "patch": patch,
         "width": width,
         "voxels": (state["pos_embed"].shape[1] - 1) * patch,
-        "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
-        "decoder_depth": len({key.split(".")[1] for key in state if key.startswith("decoder_blocks.")}),
+        "depth": _count(state, "blocks."),
+        "decoder_depth": _count(state, "decoder_blocks."),
         "tensors": len(state),
     }
     card = {
@@ -129,3 +131,43 @@ def convert_fmri(path: str | Path, out: Path) -> dict[str, Any]:
     }
     save_export(out, {"fmri": state}, card)
     return found
+
+
+def revert_fmri(folder: str | Path, path: Path) -> dict[str, Any]:
+    """Write the fMRI autoencoder of a phase-1 or phase-2 export as a file that the paper's code loads.
+
+    The file holds ``model``, float32 tensors under the paper's names, and ``config``, whose attributes are the sizes
+    that its second phase reads. Its optimizer's state is left out: the next phase starts a new one.
+
+    Returns:
+        The attributes of ``config``.
+
+    Raises:
+        DataError: no such export, or one of a network that the paper's code does not have.
+    """
+    state, card = load_part(folder, "fmri"), read_card(folder)
+    weight = state["patch_embed.proj.weight"]
+    if weight.ndim != 3:
+        raise DataError(
+            f"{folder}: its patches span several frames (model.patch_frames), which the paper's code does not know. "
+            "Export a run with patch_frames = 1."
+        )
+    model = FmriModel.model_validate(card["job"].get("model", {}))
+    config = {
+        "patch_size": weight.shape[2],
+        "embed_dim": weight.shape[0],
+        "depth": _count(state, "blocks."),
+        "num_heads": model.heads,
+        "decoder_embed_dim": state["mask_token"].shape[2],
+        "decoder_depth": _count(state, "decoder_blocks."),
+        "decoder_num_heads": model.decoder_heads,
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / weight.shape[0],
+        "num_voxels": (state["pos_embed"].shape[1] - 1) * weight.shape[2],
+    }
+    with whole_file(path) as beside:
+        torch.save({"model": state, "epoch": 0, "config": SimpleNamespace(**config)}, beside)
+    return config
+
+
+def _count(state: dict[str, Tensor], prefix: str) -> int:
+    return len({key.split(".")[1] for key in state if key.startswith(prefix)})

@@ -8,9 +8,11 @@ import types
 import pytest
 import torch
 
-from cadiff.convert import convert_fmri, read_checkpoint
+from cadiff.config import FmriModel
+from cadiff.convert import convert_fmri, read_checkpoint, revert_fmri
 from cadiff.errors import DataError
-from cadiff.exports import load_part, read_card
+from cadiff.exports import load_part, read_card, save_export
+from cadiff.models.fmri_mae import FmriMae
 
 
 class Trap:
@@ -86,3 +88,41 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
         convert_fmri(tmp_path / "flat.pth", tmp_path / "out")
     with pytest.raises(DataError, match=r"patch_embed.proj.weight is missing"):
         convert_fmri(tmp_path / "whole.pth", tmp_path / "out")
+
+
+SMALL = {"patch": 4, "width": 16, "depth": 2, "heads": 2, "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 4}
+
+
+def _export(folder, **more):
+    model = FmriModel(**SMALL, **more)
+    network = FmriMae(model, 24, frames=model.patch_frames)
+    save_export(folder, {"fmri": network.state_dict()}, {"phase": "phase1", "job": {"model": model.model_dump()}})
+    return network.state_dict()
+
+
+def test_an_export_goes_back_to_the_papers_layout_and_returns(tmp_path):
+    state = _export(tmp_path / "ours", mlp_ratio=2.0)
+    revert_fmri(tmp_path / "ours", tmp_path / "theirs.pth")
+    content = torch.load(tmp_path / "theirs.pth", weights_only=False)
+    assert content["model"].keys() == state.keys()
+    config = content["config"]
+    assert (config.num_voxels, config.patch_size, config.num_heads, config.decoder_num_heads) == (24, 4, 2, 4)
+    assert (config.embed_dim, config.depth, config.decoder_embed_dim, config.decoder_depth) == (16, 2, 8, 1)
+    assert config.mlp_ratio == 2.0
+    convert_fmri(tmp_path / "theirs.pth", tmp_path / "again")
+    loaded = load_part(tmp_path / "again", "fmri")
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_the_command_says_what_it_wrote(tmp_path, cadiff):
+    _export(tmp_path / "ours")
+    code, out, _ = cadiff("revert", tmp_path / "ours", tmp_path / "theirs.pth")
+    assert code == 0 and "num_voxels 24" in out
+    assert torch.load(tmp_path / "theirs.pth", weights_only=False)["config"].num_voxels == 24
+
+
+def test_what_the_papers_code_does_not_have_is_not_written(tmp_path):
+    _export(tmp_path / "clips", patch_frames=2)
+    with pytest.raises(DataError, match="patches span several frames"):
+        revert_fmri(tmp_path / "clips", tmp_path / "theirs.pth")
+    assert not (tmp_path / "theirs.pth").exists()
