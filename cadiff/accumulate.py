@@ -9,7 +9,7 @@ through the loss: each micro-batch computes the whole loss, of which it owns its
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -26,15 +26,24 @@ class Forwards:
         wait_s: seconds spent waiting for data so far.
     """
 
-    def __init__(self, engine: Engine, accumulate: int) -> None:
-        """Args: ``accumulate``: micro-batches of a step."""
-        self._engine, self._accumulate, self.wait_s = engine, accumulate, 0.0
+    def __init__(self, engine: Engine, accumulate: int, passed_by: Container[int] = ()) -> None:
+        """Args:
+        accumulate: micro-batches of a step.
+        passed_by: steps whose batches are not run.
+        """
+        self._engine, self._accumulate, self._passed_by, self.wait_s = engine, accumulate, passed_by, 0.0
         self._whole = accumulate > 1 and getattr(engine.phase, "contrasts_whole_batch", False)
 
     def over(self, micro_batches: Iterable[tuple[int, int, Batch]]) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-        """Yield (step, index, terms); each must be back-propagated before the next is asked for."""
+        """Yield (step, index, terms); each must be back-propagated before the next is asked for.
+
+        A step that is passed by has no terms.
+        """
         held: list[Batch] = []
         for step, index, batch in self._awaited(micro_batches):
+            if step in self._passed_by:
+                yield step, index, {}
+                continue
             if not self._whole:
                 yield step, index, self._engine(batch)
                 continue

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ import numpy as np
 
 from cadiff.config import Job
 from cadiff.errors import DataError, NonFiniteError
+from cadiff.files import write_text
 from cadiff.guard import BadStep
 from cadiff.shards.stream import Stream
 
+POLICIES = ("stop", "skip", "rewind")
 AROUND = 2  # steps before and after a bad one that are passed by after going back
 
 
@@ -46,8 +47,8 @@ class BadSteps:
             NonFiniteError: the policy is to stop, or the job has had more bad steps than ``train.bad_budget``.
             Rewind: the policy is to go back.
         """
-        new = [step for step in bad if step.step not in self._known]
         policy = self._job.train.on_bad_step
+        new = [step for step in bad if not self._settled(step, policy)]
         for step in new:
             around = (max(0, step.step - AROUND), step.step + AROUND + 1) if policy == "rewind" else (0, 0)
             ids = np.sort(stream.sample_ids(step.step)).tolist()
@@ -56,13 +57,19 @@ class BadSteps:
             }  # fmt: skip
             self.passed_by |= set(range(*around))
         if self._writes and new:
-            _append(self.path, [self._known[step.step] for step in new])
+            lines = (self._known[step] for step in sorted(self._known))
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         if not bad:
             return
         if policy == "stop" or len(self) > self._job.train.bad_budget:
             raise NonFiniteError(self._told(bad[0], policy))
         if policy == "rewind" and new:
             raise Rewind
+
+    def _settled(self, step: BadStep, policy: str) -> bool:
+        """Whether this is known and dealt with; one that only stopped a job may still send it back."""
+        line = self._known.get(step.step)
+        return line is not None and (policy != "rewind" or line["policy"] == "rewind")
 
     def _told(self, first: BadStep, policy: str) -> str:
         many = f" Bad steps so far: {len(self)}; train.bad_budget is {self._job.train.bad_budget}."
@@ -75,21 +82,16 @@ class BadSteps:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else []):
+    for number, raw in enumerate(path.read_bytes().splitlines() if path.is_file() else []):
         try:
-            line = json.loads(text)
-            first, last = line["passed_by"]
-            lines.append({**line, "step": int(line["step"]), "passed_by": [int(first), int(last)]})
-        except (ValueError, KeyError, TypeError):
+            line = json.loads(raw)
+            step, (first, last) = int(line["step"]), map(int, line["passed_by"])
+            if step < 0 or not 0 <= last - first <= 2 * AROUND + 1 or line["policy"] not in POLICIES:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise DataError(
                 f"{path}: line {number + 1} is no record of a bad step. Take the line out; the steps it named are then "
                 "trained on again."
             ) from None
+        lines.append({**line, "step": step, "passed_by": [first, last]})
     return lines
-
-
-def _append(path: Path, lines: list[dict[str, Any]]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())

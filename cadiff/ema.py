@@ -71,7 +71,7 @@ class ShardedMean:
 
         path = self._path(folder)
         if not path.is_file():
-            raise DataError(f"{path}: is missing; the checkpoint was saved without train.ema. Set train.ema=0.")
+            raise DataError(f"{path}: is missing: it was saved without train.ema, or copied in part. Copy it again.")
         parts = load_file(path)
         with safe_open(path, "pt") as file:
             self.updates = int(file.metadata()["updates"])

@@ -59,8 +59,10 @@ class Engine:
                 model=self.phase, optimizer=optimizer, config=config
             )
         self._zero, self._clip, self._accumulate = job.engine.zero, job.optim.clip, accumulate
-        self.guard = Guard(optimizer, self._norm, job.train.spike, self.device)
-        self._scale = LossScale(optimizer, self.device) if precision == "fp16" else None
+        held = torch.device("cpu") if job.engine.offload else self.device  # where the optimizer's kernel runs
+        self.guard = Guard(optimizer, self._norm, job.train.spike, self.device, held)
+        self._scale = LossScale(optimizer, held) if precision == "fp16" else None
+        self._unsound = torch.zeros((), dtype=torch.bool, device=self.device)  # a loss of this step was not finite
         self._micro_steps = 0
         self._fit_clip()
         self.mean = ShardedMean(self.phase, job.train.ema, place.rank, place.world) if job.train.ema else None
@@ -90,6 +92,7 @@ class Engine:
         self._micro_steps += 1
         last = self._micro_steps % self._accumulate == 0
         if self._scale is not None:
+            self._unsound = self._unsound | ~loss.detach().isfinite()
             loss = loss * self._scale.value
         self._engine.backward(loss)
         if last:
@@ -101,9 +104,10 @@ class Engine:
     def _after_update(self) -> None:
         applied = self.guard.end()
         if self._scale is not None:
-            overflowed = not applied or self.guard.was_bad()
-            if overflowed and self._scale.value > 1:
-                self.guard.forgive()
+            overflowed = not applied or not self.guard.norm.isfinite().item()
+            if overflowed and self._scale.value > 1 and not self.max_over_ranks(float(self._unsound)):
+                self.guard.forgive()  # the losses are sound, so only the scale was too high
+            self._unsound = torch.zeros_like(self._unsound)
             self._scale.learn(overflowed)
             self._fit_clip()
         if self.mean is not None:

@@ -62,7 +62,8 @@ def deepspeed_json(job: Job, precision: str, micro_batch: int, accumulate: int) 
         "steps_per_print": 2**31 - 1,  # we do the reporting
     }
     if precision == "bf16":
-        derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        # No module is "safe": ranks would add its gradients up in bfloat16, which depends on how many they are.
+        derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     extra = {key: value for key, value in job.engine.deepspeed.items() if key != "zero_optimization"}
     return {**derived, **extra}
 

@@ -50,8 +50,15 @@ def check_pictures(job: Job, stream: Stream) -> None:
         raise ConfigError(f"data.shards: {job.data.shards} do not all hold pictures; {job.phase} needs them.")
 
 
-def check_negatives(job: Job, subjects: list[str]) -> None:
+def check_negatives(job: Job, subjects: list[str], micro_batch: int) -> None:
     """Refuse a choice of negatives that leaves none: the loss would be zero from the first step to the last."""
+    if job.phase == "phase1" and job.loss.scale and (job.loss.self_contrast or job.loss.cross_contrast):
+        whole = job.loss.negatives in ("global", "ring")
+        if (job.train.batch if whole else micro_batch) < 2:
+            raise ConfigError(
+                f"loss.negatives = '{job.loss.negatives}' contrasts one sample with no other. Raise "
+                f"{'train.batch' if whole else 'train.micro_batch'}, or set loss.scale=0."
+            )
     if job.phase == "phase1" and job.loss.negative_subjects == "across" and len(subjects) < 2:
         raise ConfigError(
             f"loss.negative_subjects = 'across' takes other subjects' samples, and data.shards hold {len(subjects)} "

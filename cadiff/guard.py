@@ -38,14 +38,19 @@ class Guard:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, norm_of: Callable[[], Tensor], spike: float, device: torch.device
+        self,
+        optimizer: torch.optim.Optimizer,
+        norm_of: Callable[[], Tensor],
+        spike: float,
+        device: torch.device,
+        held: torch.device | None = None,
     ) -> None:
         """Args:
         optimizer: fused AdamW, which leaves everything as it is where its ``found_inf`` is 1.
         norm_of: gives the global gradient norm once the gradients are complete; the same on every rank.
         spike: a norm above so many times the running mean is bad; 0: none is.
         """
-        self._optimizer, self._norm_of, self._spike = optimizer, norm_of, spike
+        self._optimizer, self._norm_of, self._spike, self._held = optimizer, norm_of, spike, held or device
         self._seen = torch.zeros((), device=device)  # good steps
         self._mean = torch.zeros((), device=device)
         self._told: list[tuple[int, Tensor, Tensor]] = []
@@ -69,10 +74,6 @@ class Guard:
     def forgive(self) -> None:
         """Forget the latest step: its gradients were beyond float16 only because their scale was too high."""
         self._told.pop()
-
-    def was_bad(self) -> bool:
-        """Whether the latest step was left out; this waits for the device."""
-        return bool(self._told[-1][1] > 0)
 
     def take(self) -> list[BadStep]:
         """The bad steps since the last call, read from the device at once."""
@@ -104,6 +105,6 @@ class Guard:
         kept = MEMORY * (self._seen > 0)
         self._mean = torch.where(bad, self._mean, kept * self._mean + (1 - kept) * norm)
         self._seen = self._seen + ~bad
-        self._optimizer.found_inf = bad.float()
+        self._optimizer.found_inf = bad.float().to(self._held)
         self.norm = norm
         self._told.append((self._step, bad.float(), norm))

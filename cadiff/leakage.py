@@ -14,7 +14,7 @@ Legend: N samples, F features, M candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,9 +123,8 @@ def confusions(
     mass_NN = np.exp((similarity_NN - similarity_NN.max(1, keepdims=True)) / temperature)
     mass_NN /= mass_NN.sum(1, keepdims=True)
     others_N = (same_NN.sum(1) - 1) / (count - 1)
-    (stays, chance), (soft, soft_chance) = (
-        _staying(share_NN * ~own_NN, same_NN, others_N) for share_NN in (first_NN, mass_NN)
-    )
+    stays, chance = _staying(first_NN * ~own_NN, same_NN, others_N)
+    soft, soft_chance = _staying(mass_NN * ~own_NN, same_NN, others_N)
     return Confusions(found, found_within, stays, chance, above_chance(soft, soft_chance))
 
 
@@ -151,11 +150,12 @@ def stimulus_retrieval(
     return best_of(similarity_NN, allowed_NN & ~np.eye(len(other_NN), dtype=bool), alike_NN & other_NN)
 
 
-def validation_leak(rows: Sequence[dict[str, Tensor]], temperature: float) -> dict[str, float]:
+def validation_leak(batches: Iterable[dict[str, Tensor]], temperature: float) -> dict[str, float]:
     """What a validation reports of a phase 1, from what ``Pretrain.features`` gives for its batches.
 
     Predictions from the first mask are compared with the signals themselves, so trainings with and without a contrast
-    are measured alike. Of more than 2,048 samples the first are taken.
+    are measured alike. Of more than 2,048 samples the first are taken. Batches are copied before the next is asked
+    for, so a stream may fill its memory again.
 
     Returns:
         ``val/subject_leak`` (see ``Confusions.leak``), ``val/subject_stays`` and its chance, ``val/own_top1`` and
@@ -163,12 +163,10 @@ def validation_leak(rows: Sequence[dict[str, Tensor]], temperature: float) -> di
         the same stimuli, ``val/stimulus_top1`` and its chance. NaN where there is nothing to ask; empty with one
         subject or fewer than three samples.
     """
-    names = ("first", "signal", "subject", "stimulus")
-    first, signal, subject, stimulus = (_gathered(rows, name) for name in names)
+    first, signal, subject, stimulus = _gathered(batches, "first", "signal", "subject", "stimulus")
     if len(first) < 3 or len(np.unique(subject)) < 2:
         return {}
-    mixed = confusions(first, signal, subject, temperature=temperature)
-    nearest = nearest_subject(first, subject)
+    mixed, nearest = confusions(first, signal, subject, temperature=temperature), nearest_subject(first, subject)
     told = {
         "subject_leak": mixed.leak,
         "subject_stays": mixed.stays,
@@ -200,7 +198,8 @@ def cosines(rows_NF: np.ndarray, candidates_MF: np.ndarray) -> np.ndarray:
         raise ConfigError(
             f"Leakage compares at least 2 samples of equal size; got {rows_NF.shape} and {candidates_MF.shape}."
         )
-    rows_NF, candidates_MF = (_unit(rows.astype(np.float32)) for rows in (rows_NF, candidates_MF))
+    units = [rows.astype(np.float32) for rows in (rows_NF, candidates_MF)]
+    rows_NF, candidates_MF = (rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12) for rows in units)
     return rows_NF @ candidates_MF.T
 
 
@@ -227,10 +226,6 @@ def _staying(wrong_NN: np.ndarray, same_NN: np.ndarray, others_N: np.ndarray) ->
     return float((wrong_NN * same_NN).sum() / total), float((wrong_NN.sum(1) * others_N).sum() / total)
 
 
-def _unit(rows_NF: np.ndarray) -> np.ndarray:
-    return rows_NF / np.maximum(np.linalg.norm(rows_NF, axis=1, keepdims=True), 1e-12)
-
-
 def _codes(code_N: np.ndarray, count: int) -> np.ndarray:
     code_N = np.asarray(code_N)
     if code_N.shape != (count,):
@@ -238,11 +233,16 @@ def _codes(code_N: np.ndarray, count: int) -> np.ndarray:
     return code_N
 
 
-def _gathered(rows: Sequence[dict[str, Tensor]], name: str) -> np.ndarray:
-    """One value of all batches, on the host: float32 (N, F) or int64 (N,)."""
-    parts, left = [], MOST
-    for batch in rows:
-        part = batch[name][:left].detach()
-        parts.append((part.float() if part.is_floating_point() else part).cpu().numpy())
+def _gathered(batches: Iterable[dict[str, Tensor]], *names: str) -> list[np.ndarray]:
+    """These values of all batches, copied to the host: float32 (N, F) or int64 (N,)."""
+    parts: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in names}
+    left = MOST
+    for batch in batches:
+        for name in names:
+            value = batch[name][:left].detach()
+            part = (value.float() if value.is_floating_point() else value).cpu().numpy().copy()
+            parts[name] = [*(one for one in parts[name] if len(one)), part]
         left -= len(part)
-    return np.concatenate(parts) if parts else np.empty(0)
+        if left == 0:
+            break
+    return [np.concatenate(parts[name]) for name in names]

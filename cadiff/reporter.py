@@ -41,12 +41,14 @@ class Reporter:
         names, totals = window.names(), window.totals()
         asked = torch.tensor([[float(session.stop_asked), 0.0]], device=totals.device, dtype=totals.dtype)
         *totals, (asked_share, _) = session.engine.mean_over_ranks(torch.cat([totals, asked])).tolist()
-        values = self._values(means(names, totals))
-        session.bad.settle(session.engine.guard.take(), session.stream)
-        if self.tracker is not None:
-            self.tracker.log(session.step, values)
-            self._say(values)
-        self.restart()
+        try:
+            session.bad.settle(session.engine.guard.take(), session.stream)
+        finally:  # what led to a stop is worth a line too
+            values = self._values(means(names, totals))
+            if self.tracker is not None:
+                self.tracker.log(session.step, values)
+                self._say(values)
+            self.restart()
         return asked_share > 0
 
     def validation(self, values: dict[str, float]) -> None:

@@ -80,7 +80,7 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     }
     stream = Stream(datasets, split="train", batch=job.train.batch, micro_batch=micro, **options)
     check_pictures(job, stream)
-    check_negatives(job, stream.subjects)
+    check_negatives(job, stream.subjects, micro)
     if width:
         whole = job.data.on_damage == "raise"
         hold_signals(datasets, job.data.cache, width, whole, device_of(place), processes_here(place))

@@ -62,23 +62,22 @@ def _loop(session: Session, tracker: Tracker | None) -> bool:
     """Train to the last step; False if the job has to go back to its newest checkpoint."""
     job, engine, stream = session.job, session.engine, session.stream
     engine.phase.train()
-    window, forwards = Window(), Forwards(engine, stream.accumulate)
+    window, forwards = Window(engine.device), Forwards(engine, stream.accumulate, session.bad.passed_by)
     report = Reporter(session, tracker, window, forwards)
-    batches = (item for item in stream.iterate(session.step, session.steps) if item[0] not in session.bad.passed_by)
-    with contextlib.closing(batches):
+    with contextlib.closing(stream.iterate(session.step, session.steps)) as batches:
         for step, index, terms in forwards.over(batches):
             if index == 0:
                 report.lr = lr_at(step, job.optim, session.steps, stream.steps_per_epoch)
                 engine.set_lr(report.lr)
-            engine.backward_and_step(torch.stack(list(terms.values())).sum(), step)
-            window.add(terms)
+            if terms:
+                engine.backward_and_step(torch.stack(list(terms.values())).sum(), step)
+                window.add(terms)
             if index == stream.accumulate - 1:
                 session.step = step + 1
                 try:
                     _after_step(session, report)
                 except Rewind:
                     return False
-    session.step = session.steps
     return True
 
 
@@ -104,12 +103,13 @@ def _after_step(session: Session, report: Reporter) -> None:
 
 def _go_back(session: Session, tracker: Tracker | None) -> None:
     """Return to the newest checkpoint; the steps around the bad one will be passed by."""
-    reached = session.step
+    reached, spent_s = session.step, session.spent_s + time.monotonic() - session.started
     if not restore(session):
         raise NonFiniteError(
             f"{session.job.name}: a bad step before the first checkpoint leaves nothing to go back to; see "
             f"{session.bad.path}. Start again with a lower optim.lr, or with train.on_bad_step=skip."
         )
+    session.spent_s = spent_s  # what is done again was paid for
     log.warning("%s: a bad step; from step %d back to step %d", session.job.name, reached, session.step)
     if tracker is not None:
         tracker.go_back(session.step)
@@ -131,7 +131,7 @@ def validate(session: Session) -> dict[str, float]:
 
 
 def _mean_terms(session: Session, name: str) -> dict[str, float]:
-    stream, window = session.val, Window()
+    stream, window = session.val, Window(session.engine.device)
     steps = range(min(session.job.train.val_batches, stream.steps_per_epoch))
     parts = ((step, index, stream.micro(step, index)) for step in steps for index in range(stream.accumulate))
     for _, _, terms in Forwards(session.engine, stream.accumulate).over(parts):

@@ -16,7 +16,8 @@ class Window:
         started: time.monotonic() of the beginning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.restart()
 
     def restart(self) -> None:
@@ -37,7 +38,7 @@ class Window:
 
     def totals(self) -> Tensor:
         """Sum and number of finite values of each term: float64 (terms, 2)."""
-        return torch.stack(list(self._sums.values())).double()
+        return torch.stack([*self._sums.values(), torch.zeros(2, device=self._device)]).double()[:-1]
 
 
 def means(names: list[str], totals: list[list[float]]) -> dict[str, float]:

@@ -103,7 +103,7 @@ def measure(
 
 
 def job_at(job: Phase1Job, point: Point) -> Phase1Job:
-    """The same job with a point's batch and width; the decoder's width keeps its share of the encoder's."""
+    """The job with a point's batch and width; the decoder's width keeps its share."""
     model = job.model
     decoder = model.decoder_width * point.width // model.width
     if point.width % model.heads or decoder % model.decoder_heads or decoder % 2 or point.width % 2:
@@ -118,7 +118,9 @@ def job_at(job: Phase1Job, point: Point) -> Phase1Job:
     tree = job.model_dump()
     tree["model"] |= {"width": point.width, "decoder_width": decoder}
     tree["train"] |= {"batch": point.batch, "micro_batch": point.batch // point.ranks}
-    tree["data"]["pad"] = "wrap"  # all samples have one width here
+    if job.data.clip_frames != 1:
+        raise ConfigError(f"data.clip_frames = {job.data.clip_frames}: only single frames are measured. Set it to 1.")
+    tree["data"] |= {"pad": "wrap", "subjects": [], "weights": []}  # as the set that is made here has it
     return Phase1Job.model_validate(tree)
 
 
@@ -126,8 +128,7 @@ def apart(ranks: int, work: Callable[..., dict[str, Any]], *arguments: Any) -> d
     """What rank 0 of ``ranks`` fresh processes answers; if one of them fails, all end."""
     with tempfile.TemporaryDirectory(prefix="cadiff-bench-") as folder:
         answer = Path(folder) / "answer.json"
-        everything = (ranks, free_port(), answer, work, arguments)
-        torch.multiprocessing.spawn(_rank, everything, nprocs=ranks)
+        torch.multiprocessing.spawn(_rank, (ranks, free_port(), answer, work, arguments), nprocs=ranks)
         return read_json(answer)
 
 

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from cadiff.errors import NonFiniteError
+from cadiff.bad_steps import BadSteps
+from cadiff.errors import DataError, NonFiniteError
 from cadiff.exports import load_part
 from cadiff.launch.start import start_training
 from cadiff.shards.dataset import Dataset
@@ -92,4 +93,32 @@ def test_going_back_passes_by_the_steps_around(train, where, tmp_path):
     assert line["passed_by"] == [where[1] - 2, where[1] + 3]
     steps = [line["step"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]
     assert steps == sorted(set(steps)) and steps[-1] == 16
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 16
+
+
+def test_a_job_whose_last_steps_are_passed_by_ends_like_any_other(train, where, tmp_path):
+    train("run", "train.on_bad_step=rewind", "train.steps=12")
+    (line,) = recorded(tmp_path / "run")
+    assert 11 in range(*line["passed_by"])
+    last = [line for line in read_metrics(tmp_path / "run") if line["step"] == 12]
+    assert any("val/loss" in line for line in last) and any(line.get("optim/bad_steps") == 1 for line in last)
+
+
+def test_a_bad_batch_counts_in_float16_too(train, where):
+    told = rf"optimizer step {where[1]} had a gradient norm of (inf|nan)"
+    with pytest.raises(NonFiniteError, match=told):
+        train("run", "engine.precision=fp16")
+
+
+def test_a_damaged_record_is_named_and_a_stop_may_become_a_rewind(train, where, tmp_path):
+    with pytest.raises(NonFiniteError):
+        train("run")
+    path = tmp_path / "run" / "bad_steps.jsonl"
+    whole = path.read_bytes()
+    for broken in (whole[:-20], whole.replace(b"[0, 0]", b"[0, 3000000]"), b"\xff\xfe\n", b'{"step": Infinity}\n'):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="line 1 is no record of a bad step"):
+            BadSteps(tmp_path / "run", None, writes=True)
+    path.write_bytes(whole)
+    said = train("run", "train.on_bad_step=rewind")
+    assert any("back to step 8" in line for line in said)
+    assert recorded(tmp_path / "run")[0]["policy"] == "rewind"

@@ -62,7 +62,7 @@ def test_it_continues_from_its_file(layer, tmp_path):
 
 
 def test_a_checkpoint_without_it_is_refused(layer, tmp_path):
-    with pytest.raises(DataError, match=r"without train\.ema"):
+    with pytest.raises(DataError, match=r"saved without train\.ema"):
         ShardedMean(layer, 0.9, rank=0, world=1).load(tmp_path)
     ShardedMean(layer, 0.9, rank=0, world=1).save(tmp_path)
     with pytest.raises(DataError, match="does not fit this job at weight"):

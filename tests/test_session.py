@@ -2,7 +2,6 @@
 
 import shutil
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,11 +66,11 @@ def test_signals_are_held_in_memory_only_where_they_fit(tiny_set, monkeypatch):
     np.testing.assert_array_equal(ds.signals(np.arange(96), 32), expected)
 
 
-def test_negatives_of_other_subjects_need_other_subjects():
-    job = SimpleNamespace(phase="phase1", loss=SimpleNamespace(negative_subjects="across"))
-    check_negatives(job, ["A", "B"])
+def test_negatives_of_other_subjects_need_other_subjects(job):
+    job = job("loss.negative_subjects=across")
+    check_negatives(job, ["A", "B"], 4)
     with pytest.raises(ConfigError, match=r"data\.shards hold 1 subject"):
-        check_negatives(job, ["A"])
+        check_negatives(job, ["A"], 4)
 
 
 def test_small_sets_are_held_by_themselves_and_large_ones_read_from_files(tiny_set, tmp_path, monkeypatch, caplog):
@@ -144,3 +143,12 @@ def test_packed_samples_and_clips_are_for_phase_1(job, tiny_job, tmp_path):
     check_layout(job("data.pad=packed"))
     with pytest.raises(ConfigError, match="packed samples and clips are phase 1's, not first_stage's"):
         check_layout(other)
+
+
+def test_a_contrast_of_one_sample_is_refused(job):
+    check_negatives(job("loss.negatives=micro"), ["A"], 2)
+    check_negatives(job(), ["A"], 1)  # the whole batch is contrasted, however it is cut
+    check_negatives(job("loss.negatives=micro", "loss.scale=0"), ["A"], 1)
+    for negatives in ("micro", "predictions"):
+        with pytest.raises(ConfigError, match=r"contrasts one sample with no other. Raise train.micro_batch"):
+            check_negatives(job(f"loss.negatives={negatives}"), ["A"], 1)

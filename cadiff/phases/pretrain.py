@@ -157,7 +157,8 @@ class Pretrain(nn.Module):
         """The temperature of the contrastive terms; a learned one stays above 0.01, as in CLIP."""
         if not self.job.loss.learn_temperature:
             return self.job.loss.temperature
-        return self.log_temperature[0].exp().clamp(min=COLDEST)
+        learned = self.log_temperature[0].exp()
+        return learned + (learned.clamp(min=COLDEST) - learned).detach()  # the gradient can lead back up
 
     def _contrast(self, anchor_BV: Tensor, target_BV: Tensor, pairs: Pairs) -> Tensor:
         loss = self.job.loss
@@ -183,6 +184,10 @@ def checked_weights(loss: Phase1Loss) -> dict[str, float]:
         raise ConfigError(
             "All terms of phase 1 have weight 0, so there is nothing to train on. "
             "Set loss.rebuild, or a contrastive weight together with loss.scale."
+        )
+    if loss.learn_temperature and loss.temperature < COLDEST:
+        raise ConfigError(
+            f"loss.temperature = {loss.temperature}: a learned temperature stays at {COLDEST} or above. Begin there."
         )
     plain = {"negative_subjects": "any", "repeats": "negative", "symmetric": False}
     changed = [name for name, value in plain.items() if getattr(loss, name) != value]

@@ -115,7 +115,12 @@ def test_a_learned_temperature_stays_above_a_hundredth():
     terms = tiny(tensors)
     assert value(terms) == pytest.approx(value(cold), rel=1e-5)
     sum(terms.values()).backward()
-    assert tiny.log_temperature.grad.item() == 0  # at the floor, until weight and data move it up
+    assert tiny.log_temperature.grad.item() != 0  # so that it can come back up
+
+
+def test_a_learned_temperature_does_not_begin_below_its_floor():
+    with pytest.raises(ConfigError, match=r"a learned temperature stays at 0.01 or above"):
+        phase({"learn_temperature": True, "temperature": 0.005})
 
 
 def test_a_learned_temperature_is_no_part_of_the_exported_network():
