@@ -7,10 +7,12 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cadiff import checkpoint
 from cadiff.accumulate import Forwards
@@ -21,6 +23,8 @@ from cadiff.engine import start_processes
 from cadiff.errors import NonFiniteError, Preempted
 from cadiff.files import read_json
 from cadiff.finish import finish
+from cadiff.leakage import validation_leak
+from cadiff.phases.pretrain import Pretrain
 from cadiff.previews import draw
 from cadiff.reporter import Reporter
 from cadiff.schedule import lr_at
@@ -123,6 +127,9 @@ def validate(session: Session) -> dict[str, float]:
     """
     session.engine.phase.eval()
     values = _mean_terms(session, "val")
+    if isinstance(session.engine.phase, Pretrain):
+        rows = (session.engine.features(batch) for _, _, batch in _validation_batches(session))
+        values |= validation_leak(rows, session.job.loss.temperature)  # of this rank's share; rank 0 reports
     if session.engine.mean is not None:
         with session.engine.averaged():
             values |= _mean_terms(session, "val_ema")
@@ -131,10 +138,8 @@ def validate(session: Session) -> dict[str, float]:
 
 
 def _mean_terms(session: Session, name: str) -> dict[str, float]:
-    stream, window = session.val, Window(session.engine.device)
-    steps = range(min(session.job.train.val_batches, stream.steps_per_epoch))
-    parts = ((step, index, stream.micro(step, index)) for step in steps for index in range(stream.accumulate))
-    for _, _, terms in Forwards(session.engine, stream.accumulate).over(parts):
+    window = Window(session.engine.device)
+    for _, _, terms in Forwards(session.engine, session.val.accumulate).over(_validation_batches(session)):
         window.add(terms)
     totals = session.engine.mean_over_ranks(window.totals()).tolist()
     found = {  # unlike in training, one bad value shows
@@ -142,6 +147,13 @@ def _mean_terms(session: Session, name: str) -> dict[str, float]:
         for term, (total, count) in zip(window.names(), totals)
     }
     return {f"{name}/loss": sum(found.values()), **{f"{name}/{term}": value for term, value in found.items()}}
+
+
+def _validation_batches(session: Session) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+    stream = session.val
+    for step in range(min(session.job.train.val_batches, stream.steps_per_epoch)):
+        for index in range(stream.accumulate):
+            yield step, index, stream.micro(step, index)
 
 
 def _save(session: Session) -> None:

@@ -47,6 +47,7 @@ def test_the_running_mean_is_what_is_exported_and_judged_beside_the_weights(plai
         [line["val/loss"] for line in read_metrics(run) if "val/loss" in line] for run in (plain, averaged)
     )
     assert first == second  # averaging changes nothing of the training
+    assert last["val/subject_leak"] <= 1 and 0 <= last["val/own_top1"] <= last["val/own_top1_within"] <= 1
     assert last["val_ema/loss"] != last["val/loss"]
     assert last["val_ema/loss"] == pytest.approx(last["val/loss"], rel=0.1)
 
