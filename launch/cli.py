@@ -31,7 +31,9 @@ Exit codes: 0 done, 2 a mistake in a command or config, 3 data that cannot be us
 )
 
 # Each module adds its commands to the app; they import torch and DeepSpeed only when a command runs.
-COMMANDS = ("demo", "pack", "shards", "train", "sample", "evaluate", "report", "plan", "bench", "convert", "doctor")
+COMMANDS = (
+    "demo", "pack", "shards", "train", "probe", "sample", "evaluate", "report", "plan", "bench", "convert", "doctor",
+)  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)

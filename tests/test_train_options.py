@@ -52,7 +52,7 @@ def test_the_running_mean_is_what_is_exported_and_judged_beside_the_weights(plai
     assert last["val_ema/loss"] == pytest.approx(last["val/loss"], rel=0.1)
 
 
-@pytest.mark.parametrize(("zero", "ranks"), [(0, 2), (3, 2), (2, 1)])
+@pytest.mark.parametrize(("zero", "ranks"), [(3, 2), (2, 1)])
 def test_the_running_mean_is_one_for_every_stage_and_world(train, averaged, zero, ranks):
     other, _ = train(f"averaged-{zero}-{ranks}", "train.ema=0.9", f"engine.zero={zero}", ranks=ranks)
     _alike(averaged, other, 2e-5)
