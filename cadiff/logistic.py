@@ -114,13 +114,14 @@ def fits(train_NR: np.ndarray, wanted_NC: np.ndarray, penalties: tuple[float, ..
 
     rank, classes = train_NR.shape[1], wanted_NC.shape[1]
     curvature_R = (train_NR**2).mean(0) / 2
+    train_NR, wanted_NC = train_NR.astype(np.float32), wanted_NC.astype(np.float32)  # the products take the time
     found, weights_SC = [], np.zeros((rank + 1, classes))
     for penalty in penalties:
         scale_S1 = np.append(1 / np.sqrt(curvature_R + penalty), 1.0)[:, None]
 
         def loss(point: np.ndarray, penalty: float = penalty, scale_S1: np.ndarray = scale_S1) -> tuple:
             weights_SC = point.reshape(rank + 1, classes) * scale_S1
-            score_NC = scores(train_NR, weights_SC)
+            score_NC = scores(train_NR, weights_SC.astype(np.float32))
             score_NC -= score_NC.max(1, keepdims=True)
             mass_NC = np.exp(score_NC)
             total_N = mass_NC.sum(1)

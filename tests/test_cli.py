@@ -13,7 +13,9 @@ import pytest
 from cadiff.launch.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND_NAMES = ["demo", "pack", "shards", "train", "sample", "eval", "report", "plan", "bench", "convert", "doctor"]
+COMMAND_NAMES = [
+    "demo", "pack", "shards", "train", "probe", "sample", "eval", "report", "plan", "bench", "convert", "revert", "doctor",
+]  # fmt: skip
 
 
 def test_help_is_instant_and_names_every_command(cadiff):
@@ -23,7 +25,7 @@ def test_help_is_instant_and_names_every_command(cadiff):
         assert command in out
     loaded = "import sys, cadiff.launch.cli; print([m for m in ('torch', 'deepspeed') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True).strip() == "[]"
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 12
 
 
 def test_quiet_is_heard_wherever_it_stands(cadiff):
