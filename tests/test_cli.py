@@ -14,7 +14,8 @@ from cadiff.launch.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_NAMES = [
-    "demo", "pack", "shards", "train", "probe", "sample", "eval", "report", "plan", "bench", "convert", "revert", "doctor",
+    "demo", "pack", "shards", "train", "probe", "sample", "eval",
+    "report", "plan", "bench", "convert", "revert", "doctor",
 ]  # fmt: skip
 
 
