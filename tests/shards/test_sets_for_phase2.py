@@ -15,7 +15,6 @@ from cadiff.shards.god import pack_god
 from cadiff.shards.stream import Stream
 from cadiff.shards.voxels import padded_width
 
-
 PATCH, SIDE, BATCH = 4, 16, 4
 
 
