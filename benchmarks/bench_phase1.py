@@ -35,9 +35,10 @@ from phase1_contenders import KINDS, RATIO, Clock, job_of
 from plain_phase1 import Sizes
 from torch import Tensor
 
+from cadiff.flops import phase1_flops
 from cadiff.launch.machine import machine
 from cadiff.precision import has_bf16
-from cadiff.telemetry import measured_rate, peak_memory_bytes, phase1_flops
+from cadiff.telemetry import measured_rate, peak_memory_bytes
 
 CONFIGS = {
     "mid": Sizes(width=128, depth=4, heads=8, decoder_width=64, decoder_depth=2, decoder_heads=8),

@@ -14,6 +14,7 @@ bootstraps over the scenes of film 4, of the mean over subjects and seeds; diffe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import logging
@@ -140,11 +141,12 @@ def retrieve(features_NF: np.ndarray, dataset: Dataset) -> dict[str, Any]:
     return told
 
 
-def self_leak(guess_nV: np.ndarray, rows: Hidden, subject_n: np.ndarray) -> dict[str, float]:
-    """What the network's predictions of test signals are mistaken for."""
+def self_leak(guess_nV: np.ndarray, rows: Hidden, subject_n: np.ndarray) -> dict[str, float | None]:
+    """What the network's predictions of test signals are mistaken for; None where nothing is."""
     mixed = confusions(guess_nV, rows.signal, subject_n, temperature=0.1)
     told = {"own_top1": mixed.found.value, "own_top1_within": mixed.found_within.value, "leak": mixed.leak}
-    return {**told, "stays": mixed.stays, "stays_chance": mixed.stays_chance}
+    told |= {"stays": mixed.stays, "stays_chance": mixed.stays_chance}
+    return {name: None if np.isnan(value) else round(float(value), 4) for name, value in told.items()}
 
 
 def study(dataset: Dataset, work: Path, seeds: list[int], steps: int) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def study(dataset: Dataset, work: Path, seeds: list[int], steps: int) -> dict[st
             leaks[f"{loss}/{seed}"] = self_leak(guess, rows, dataset.table.subject[dataset.ids("test")])
             said = {name: round(float(values.mean()), 3) for name, values in scores.items()}
             print(f"{loss}/{seed}: {time.perf_counter() - began:.0f} s, loss {told['loss_last']:.3f}, {said}, "
-                  f"{ {k: round(v, 3) for k, v in leaks[f'{loss}/{seed}'].items()} }", flush=True)  # fmt: skip
+                  f"{leaks[f'{loss}/{seed}']}", flush=True)  # fmt: skip
     return {"filled": filled, "found": found, "leaks": leaks}
 
 
@@ -225,6 +227,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1600, help="optimizer steps of each pre-training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--subjects", type=int, default=6)
+    parser.add_argument("--work", type=Path, help="keep set and runs there; a study that was cut short goes on")
     parser.add_argument("--quick", action="store_true", help="3 subjects, 1 seed, 5 steps: to see that it runs")
     args = parser.parse_args()
     logging.getLogger("cadiff").setLevel(logging.WARNING)
@@ -234,7 +237,7 @@ def main() -> None:
     if args.quick:
         subjects, frames, seeds, steps = 3, 160, [1], 5
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="cadiff-study-") as work:
+    with contextlib.nullcontext(args.work) if args.work else tempfile.TemporaryDirectory(prefix="cadiff-") as work:
         dataset = make_set(Path(work), subjects, frames, seed=2022)
         counts = {split: len(dataset.ids(split)) for split in ("train", "val", "test")}
         print(f"{counts}, {dataset.voxels} voxels, {time.perf_counter() - began:.0f} s", flush=True)

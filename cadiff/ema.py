@@ -3,7 +3,8 @@
     mean <- d * mean + (1 - d) * weights,     d = min(decay, (1 + n) / (10 + n)) after n updates
 
 The growing decay lets the mean forget the fresh weights (Polyak averaging as in Tarvainen and Valpola, 2017, with the
-warm-up of TensorFlow's ExponentialMovingAverage).
+warm-up of TensorFlow's ExponentialMovingAverage). A step that changed no weights is no update; whether it did is known
+on the device only, so n lives there.
 """
 
 from __future__ import annotations
@@ -28,15 +29,23 @@ class ShardedMean:
 
     def __init__(self, module: nn.Module, decay: float, rank: int, world: int) -> None:
         self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        self._decay, self._rank, self._world, self.updates = decay, rank, world, 0
+        self._decay, self._rank, self._world = decay, rank, world
         self._means = [piece.clone() for piece in self._pieces()]
+        self._updates = torch.zeros((), dtype=torch.float64, device=self._means[0].device)
+
+    @property
+    def updates(self) -> int:
+        """How often it took in weights; reading it waits for the device."""
+        return int(self._updates.item())
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights as they are now."""
-        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._means, self._pieces(), 1 - decay)
-        self.updates += 1
+    def update(self, applied: Tensor) -> None:
+        """Take in the weights as they are now, if ``applied`` is 1 and not 0; a 0-d tensor on the weights' device."""
+        decay = ((1 + self._updates) / (10 + self._updates)).clamp(max=self._decay)
+        moves = torch._foreach_sub(self._pieces(), self._means)
+        torch._foreach_mul_(moves, ((1 - decay) * applied).float())
+        torch._foreach_add_(self._means, moves)
+        self._updates += applied
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -74,7 +83,7 @@ class ShardedMean:
             raise DataError(f"{path}: is missing: it was saved without train.ema, or copied in part. Copy it again.")
         parts = load_file(path)
         with safe_open(path, "pt") as file:
-            self.updates = int(file.metadata()["updates"])
+            self._updates.fill_(int(file.metadata()["updates"]))
         for (name, _), mean in zip(self._named, self._means):
             if name not in parts or parts[name].shape != mean.shape:
                 raise DataError(f"{path}: does not fit this job at {name}. Continue with the run's own settings.")

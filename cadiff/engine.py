@@ -111,7 +111,7 @@ class Engine:
             self._scale.learn(overflowed)
             self._fit_clip()
         if self.mean is not None:
-            self.mean.update()
+            self.mean.update(self.guard.applied)
 
     def _norm(self) -> Tensor:
         """The global gradient norm of the step that is due, before clipping. Without ZeRO it is clipped here."""

@@ -66,7 +66,7 @@ def export_hash(card: dict[str, Any]) -> str:
     """
     job = _without(card.get("job"), "name", "track", "init")
     if isinstance(job, dict):
-        job["data"] = _without(job.get("data"), "shards")
+        job["data"] = _without(job.get("data"), "shards", "features")
     return hashlib.sha256(json.dumps({**card, "job": job}, sort_keys=True).encode()).hexdigest()
 
 

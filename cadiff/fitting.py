@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 
 from cadiff.config import Job
 from cadiff.devices import device_of
 from cadiff.distributed import Place
 from cadiff.errors import ConfigError, DataError
+from cadiff.models.image_mae import check_contrast
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.stream import Stream
 from cadiff.shards.voxels import padded_width
+
+LOOKED_AT = 32  # pictures of each set that are decoded before a job starts
 
 
 def check_layout(job: Job) -> None:
@@ -45,9 +49,17 @@ def agree_on_data(datasets: list[Dataset], place: Place) -> None:
 
 
 def check_pictures(job: Job, stream: Stream) -> None:
-    """Refuse data without what the phase reads."""
+    """Refuse data without what the phase reads, and for phase 2 pictures that show next to nothing."""
     if job.phase != "phase1" and "image" not in stream.keys:
         raise ConfigError(f"data.shards: {job.data.shards} do not all hold pictures; {job.phase} needs them.")
+    if job.phase == "phase2":
+        for ds in stream.datasets:
+            stimuli = np.unique(ds.table.stimulus[ds.ids("train")])
+            stimuli = stimuli[(stimuli >= 0) & ds.has_picture[stimuli]][:LOOKED_AT]
+            # A damaged picture is dealt with when it is due.
+            stimuli = np.setdiff1d(stimuli, ds.pictures.damaged(stimuli, job.data.image_size))
+            if len(stimuli):
+                check_contrast(torch.from_numpy(ds.images(stimuli, job.data.image_size)), f"{ds.folder}")
 
 
 def check_negatives(job: Job, subjects: list[str], micro_batch: int) -> None:
@@ -74,3 +86,12 @@ def signal_width(job: Job, datasets: list[Dataset]) -> int:
     if voxels == 0:
         raise ConfigError(f"data.shards: {job.data.shards} hold pictures only; {job.phase} needs fMRI.")
     return padded_width(voxels, job.model.patch)
+
+
+def subject_voxels(datasets: list[Dataset], subjects: list[str]) -> dict[str, tuple[int, ...]]:
+    """Voxels of each of these subjects before padding: one number, or several where sets give it different ones."""
+    found: dict[str, set[int]] = {name: set() for name in subjects}
+    for dataset in datasets:
+        for name, voxels in zip(dataset.subjects, dataset.voxel_counts.tolist()):
+            found[name].add(voxels)
+    return {name: tuple(sorted(counts)) for name, counts in found.items()}

@@ -1,21 +1,23 @@
-"""A frozen phase-1 encoder: its features of whole signals, and what its export says that it was trained on.
+"""A frozen encoder of phase 1 or 2: its features of whole signals, and what its export says that it was trained on.
 
 Legend: B records, N samples, L patches, F features, D width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from cadiff.adapting import network_signals
 from cadiff.config import FmriModel
 from cadiff.errors import CadiffError, ConfigError
 from cadiff.exports import find_export, load_into, load_part, read_card
 from cadiff.layers import nothing_hidden
+from cadiff.models.adapter import VoxelAdapters, network_voxels, stored_adapters
 from cadiff.models.fmri_mae import FmriEncoder
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.voxels import padded_width
@@ -28,11 +30,12 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Encoder:
-    """A phase-1 encoder: its network in evaluation mode on the CPU, and how it was told to pad signals."""
+    """The encoder of an export: its network in evaluation mode on the CPU, and how it was told to pad signals."""
 
     network: FmriEncoder
     voxels: int
     packed: bool  # samples keep their own length instead of being padded to the widest
+    adapters: VoxelAdapters | None = None  # what signals go through instead of being padded
 
     @torch.no_grad()
     def features(self, dataset: Dataset, ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -43,7 +46,7 @@ class Encoder:
             tokens one after the other, absent where subjects have different numbers of them.
 
         Raises:
-            ConfigError: a subject has more voxels than the encoder.
+            ConfigError: a subject has more voxels than the encoder. DataError: or no voxel adapter, where others do.
         """
         subject_N, patch = dataset.table.subject[ids], self.network.patch
         width_N = np.full(len(ids), self.voxels)
@@ -55,7 +58,7 @@ class Encoder:
             rows = np.flatnonzero(width_N == width)
             for start in range(0, len(rows), BATCH):
                 part = rows[start : start + BATCH]
-                signal_BV = torch.from_numpy(dataset.signals(ids[part], width))
+                signal_BV = torch.from_numpy(network_signals(self.adapters, dataset, ids[part], width))
                 tokens_BND = self.network(signal_BV, nothing_hidden(len(part), width // patch, signal_BV.device))
                 patches_BLD = tokens_BND[:, 1:]
                 values = patches_BLD.mean(1), tokens_BND[:, 0], patches_BLD.flatten(1)
@@ -65,30 +68,33 @@ class Encoder:
 
 
 def load_encoder(export: str | Path) -> Encoder:
-    """The encoder of a phase-1 export (or its run folder), or of a converted checkpoint.
+    """The encoder of a phase-1 or phase-2 export (or its run folder), or of a converted checkpoint.
 
     Raises:
         ConfigError: another phase's export, or an encoder of clips. DataError: damaged.
     """
     folder, card = find_export(export), read_card(export)
-    if card["phase"] != "phase1":
-        raise ConfigError(f"{folder}: holds {card['phase']}; a probe reads phase 1. Name the run of a phase-1 job.")
+    if card["phase"] not in ("phase1", "phase2"):
+        raise ConfigError(f"{folder}: holds {card['phase']}; a probe reads phase 1 or 2. Name the run of such a job.")
     data = card["job"].get("data", {})
     if data.get("clip_frames", 1) != 1:
         raise ConfigError(f"{folder}: reads clips of {data['clip_frames']} frames; the probe reads single samples.")
     encoder = _encoder(card)
     load_into(encoder.network, load_part(folder, "fmri"), what=str(folder))
-    return encoder
+    return replace(encoder, adapters=stored_adapters(folder))
 
 
 def untrained_encoder(export: str | Path, seed: int) -> Encoder:
-    """The same network with the weights it would start from: what the architecture does without any training."""
+    """The same network with the weights it would start from: what the architecture does without any training.
+
+    Voxel adapters are trained ones here too: without them a signal has not the width that the network reads.
+    """
     torch.manual_seed(seed)
-    return _encoder(read_card(export))
+    return replace(_encoder(read_card(export)), adapters=stored_adapters(export))
 
 
 def _encoder(card: dict[str, Any]) -> Encoder:
-    voxels = card["space"]["voxels"]
+    voxels = network_voxels(card)
     network = FmriEncoder(FmriModel.model_validate(card["job"]["model"]), voxels).eval()
     return Encoder(network, voxels, card["job"].get("data", {}).get("pad") == "packed")
 

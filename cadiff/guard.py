@@ -35,6 +35,7 @@ class Guard:
 
     Attributes:
         norm: the latest step's global gradient norm before clipping, a 0-d float32 tensor.
+        applied: 1 where the latest step changed the weights, else 0; a 0-d float32 tensor too.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Guard:
         self._mean = torch.zeros((), device=device)
         self._told: list[tuple[int, Tensor, Tensor]] = []
         self._step, self._judged = 0, True
-        self.norm = torch.zeros((), device=device)
+        self.norm, self.applied = torch.zeros((), device=device), torch.ones((), device=device)
         optimizer.register_step_pre_hook(self._before)
 
     def begin(self, step: int) -> None:
@@ -66,7 +67,7 @@ class Guard:
         """After the update; False if nobody asked for it, because DeepSpeed found the norm infinite or NaN itself."""
         if self._judged:
             return True
-        self.norm = torch.full_like(self._mean, float("inf"))
+        self.norm, self.applied = torch.full_like(self._mean, float("inf")), torch.zeros_like(self._mean)
         self._told.append((self._step, torch.ones_like(self._mean), self.norm))
         self._judged = True
         return False
@@ -106,5 +107,5 @@ class Guard:
         self._mean = torch.where(bad, self._mean, kept * self._mean + (1 - kept) * norm)
         self._seen = self._seen + ~bad
         self._optimizer.found_inf = bad.float().to(self._held)
-        self.norm = norm
+        self.norm, self.applied = norm, 1 - bad.float()
         self._told.append((self._step, bad.float(), norm))

@@ -22,6 +22,7 @@ from cadiff.attention import attention, attention_packed
 from cadiff.errors import ConfigError
 from cadiff.kernels.mask import Masking
 from cadiff.kernels.patch_embed import masked_patch_embed
+from cadiff.lean import LeanLinear, LeanNorm, Rows, gelu
 
 VIT_EPS = 1e-12  # LayerNorm of facebook/vit-mae-base; the fMRI blocks keep torch's 1e-5
 
@@ -133,29 +134,26 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = LeanLinear(width, 3 * width)
+        self.proj = LeanLinear(width, width)
 
-    def forward(self, tokens_BND: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    def forward(self, tokens_BND: Rows, lengths: Sequence[int] | None = None) -> Tensor:
         """Mix tokens (B, N, D); or, given the lengths of sequences that lie end to end, (T, D) within each."""
+        qkv = self.qkv(tokens_BND).unflatten(-1, (3, self.heads, -1))
         if lengths is not None:
-            query_THE, key_THE, value_THE = self.qkv(tokens_BND).unflatten(1, (3, self.heads, -1)).unbind(1)
-            return self.proj(attention_packed(query_THE, key_THE, value_THE, lengths).flatten(1))
-        batch, count, width = tokens_BND.shape
-        qkv = self.qkv(tokens_BND).view(batch, count, 3, self.heads, width // self.heads)
+            return self.proj(attention_packed(*qkv.unbind(1), lengths).flatten(1))
         query_BHNE, key_BHNE, value_BHNE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_BHNE = attention(query_BHNE, key_BHNE, value_BHNE)
-        return self.proj(mixed_BHNE.transpose(1, 2).reshape(batch, count, width))
+        return self.proj(attention(query_BHNE, key_BHNE, value_BHNE).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = LeanLinear(width, hidden)
+        self.fc2 = LeanLinear(hidden, width)
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(tokens_BND)))
+    def forward(self, tokens_BND: Rows) -> Tensor:
+        return self.fc2(gelu(self.fc1(tokens_BND)))
 
 
 class Block(nn.Module):
@@ -163,9 +161,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LeanNorm(width)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LeanNorm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, tokens_BND: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
@@ -178,9 +176,9 @@ class Dense(nn.Module):
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width_in, width_out)
+        self.dense = LeanLinear(width_in, width_out)
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
+    def forward(self, tokens_BND: Rows) -> Tensor:
         return self.dense(tokens_BND)
 
 
@@ -190,11 +188,11 @@ class SplitAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.query = LeanLinear(width, width)
+        self.key = LeanLinear(width, width)
+        self.value = LeanLinear(width, width)
 
-    def forward(self, tokens_BND: Tensor, memory_BMD: Tensor) -> Tensor:
+    def forward(self, tokens_BND: Rows, memory_BMD: Rows) -> Tensor:
         mixed_BHNE = attention(
             self._split(self.query(tokens_BND)), self._split(self.key(memory_BMD)), self._split(self.value(memory_BMD))
         )
@@ -210,7 +208,7 @@ class VitAttention(nn.Module):
         self.attention = SplitAttention(width, heads)
         self.output = Dense(width, width)
 
-    def forward(self, tokens_BND: Tensor, memory_BMD: Tensor) -> Tensor:
+    def forward(self, tokens_BND: Rows, memory_BMD: Rows) -> Tensor:
         return self.output(self.attention(tokens_BND, memory_BMD))
 
 
@@ -222,15 +220,15 @@ class VitLayer(nn.Module):
         self.attention = VitAttention(width, heads)
         self.intermediate = Dense(width, hidden)
         self.output = Dense(hidden, width)
-        self.layernorm_before = nn.LayerNorm(width, eps=VIT_EPS)
-        self.layernorm_after = nn.LayerNorm(width, eps=VIT_EPS)
+        self.layernorm_before = LeanNorm(width, eps=VIT_EPS)
+        self.layernorm_after = LeanNorm(width, eps=VIT_EPS)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         normal_BND = self.layernorm_before(tokens_BND)
         return self._mlp(tokens_BND + self.attention(normal_BND, normal_BND))
 
     def _mlp(self, tokens_BND: Tensor) -> Tensor:
-        return tokens_BND + self.output(F.gelu(self.intermediate(self.layernorm_after(tokens_BND))))
+        return tokens_BND + self.output(gelu(self.intermediate(self.layernorm_after(tokens_BND))))
 
 
 class CrossLayer(VitLayer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from cadiff.figures import asked_of
 from cadiff.files import whole_file
 from cadiff.report.preview import draw_preview
 from cadiff.session import Session
@@ -22,7 +23,8 @@ def preview_of(session: Session) -> dict[str, np.ndarray]:
         batch = {key: value[:SAMPLES] for key, value in batch.items()}
     batch["epoch"] = torch.full_like(batch["epoch"], -1)
     engine.phase.eval()
-    return {key: value.float().cpu().numpy() for key, value in engine.phase.preview(batch).items()}
+    shown = asked_of(engine, engine.phase.preview, batch)
+    return {key: value.float().cpu().numpy() for key, value in shown.items()}
 
 
 def draw(session: Session, tracker: Tracker | None) -> None:

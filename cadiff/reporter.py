@@ -73,6 +73,7 @@ class Reporter:
             "time_s": spent_s,
             "train/loss": sum(terms.values()) if terms else math.nan,
             **{f"train/{name}": value for name, value in terms.items()},
+            **{f"train/{name}": value.item() for name, value in getattr(session.engine.phase, "gauges", {}).items()},
             "optim/lr": self.lr,
             "optim/grad_norm": session.engine.guard.norm.item(),
             "optim/bad_steps": len(session.bad),
@@ -94,11 +95,12 @@ class Reporter:
 
     def _say(self, values: dict[str, float]) -> None:
         session, done = self._session, self._session.step / self._session.steps
+        warmth = f" | temperature {values['train/temperature']:.3f}" if "train/temperature" in values else ""
         log.info(
-            "step %d/%d | loss %.4f | gnorm %.2f | lr %.1e | %.0f samples/s | data %.0f%% | eta %s",
-            session.step, session.steps, values.get("train/loss", math.nan), values.get("optim/grad_norm", math.inf),
-            self.lr, values["perf/samples_per_s"], 100 * values["perf/data_wait"],
-            _clock(values["time_s"] * (1 / done - 1)),
+            "step %d/%d | loss %.4f%s | gnorm %.2f | lr %.1e | %.0f samples/s | data %.0f%% | eta %s",
+            session.step, session.steps, values.get("train/loss", math.nan), warmth,
+            values.get("optim/grad_norm", math.inf), self.lr, values["perf/samples_per_s"],
+            100 * values["perf/data_wait"], _clock(values["time_s"] * (1 / done - 1)),
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cadiff.adapting import network_signals
 from cadiff.errors import ConfigError, DataError
 from cadiff.files import whole_file, write_json
 from cadiff.kernels.keyed import keyed_normal
@@ -73,7 +74,7 @@ def sample_images(
     """Sample ``options.samples`` pictures for each signal.
 
     Args:
-        signal_NV: z-scored float32, padded to ``model.voxels``.
+        signal_NV: z-scored float32, padded to ``model.voxels`` or through ``model.adapters`` (``network_signals``).
         sample_id_N: int64, keys the starting noise.
         progress: called with pictures done and wanted.
 
@@ -197,7 +198,8 @@ def write_samples(
         log.warning("phase 3 was not trained on this packed set: %s may hold other brains or voxels", dataset.folder)
     ids_N = held_out(dataset, subjects, limit)
     source_N = ids_N if shuffle_seed is None else shuffled_rows(dataset, ids_N, shuffle_seed)
-    pictures = sample_images(model, dataset.signals(source_N, model.voxels), ids_N, options, progress=progress)
+    signal_NV = network_signals(model.adapters, dataset, source_N, model.voxels)
+    pictures = sample_images(model, signal_NV, ids_N, options, progress=progress)
     stimulus_N = dataset.table.stimulus[ids_N].astype(np.int64)
     arrays = {
         "truth": dataset.images(stimulus_N, model.image_size),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cadiff import checkpoint
+from cadiff.adapting import start_by_ridge
 from cadiff.attention import describe_attention
 from cadiff.bad_steps import BadSteps
 from cadiff.config import Job, dump_toml
@@ -21,8 +22,10 @@ from cadiff.distributed import Place, processes_here
 from cadiff.engine import Engine
 from cadiff.errors import ConfigError
 from cadiff.exports import parent_hash
+from cadiff.feature_cache import check_encoder, open_features
+from cadiff.figures import Figures
 from cadiff.files import read_json, write_json, write_text
-from cadiff.fitting import agree_on_data, check_layout, check_negatives, check_pictures, signal_width
+from cadiff.fitting import agree_on_data, check_layout, check_negatives, check_pictures, signal_width, subject_voxels
 from cadiff.holding import hold_signals
 from cadiff.kernels.dispatch import describe as describe_kernels
 from cadiff.kernels.dispatch import self_check
@@ -30,6 +33,7 @@ from cadiff.kernels.tuning import agree_on_tiles
 from cadiff.phases import Space, build_phase
 from cadiff.precision import choose_precision, describe_precision
 from cadiff.schedule import job_steps
+from cadiff.selection import Best, check_selection
 from cadiff.shards.clips import Clips
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.faults import FaultPolicy
@@ -54,6 +58,8 @@ class Session:
     identity: dict[str, Any]
     bad: BadSteps
     meter: Meter
+    best: Best
+    figures: Figures | None  # of validations, where the phase has any
     finished: bool = False  # by an earlier start; there is nothing left to do
     step: int = 0
     spent_s: float = 0.0  # training time of earlier starts
@@ -64,7 +70,9 @@ class Session:
 def prepare(job: Job, run: Path, place: Place) -> Session:
     """Open the shards, build the phase, wrap it, and restore the newest valid checkpoint."""
     check_layout(job)
-    datasets = [Dataset(folder, cache_bytes=int(job.data.remote_cache_gb * 1e9)) for folder in job.data.shards]
+    features = open_features(job)
+    cache_bytes = int(job.data.remote_cache_gb * 1e9)  # of each set; test data cannot be read from here on
+    datasets = [Dataset(folder, splits=("train", "val"), cache_bytes=cache_bytes) for folder in job.data.shards]
     agree_on_data(datasets, place)
     width = signal_width(job, datasets)
     micro = job.train.micro_batch or max(1, job.train.batch // place.world)
@@ -76,22 +84,31 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
         "width": width,
         "frames": job.data.clip_frames,
         "image_size": None if job.phase == "phase1" else job.data.image_size,
+        "image_masks": job.loss.image_masks if job.phase == "phase2" else 0,
+        "features": features,
         "reading": reading_of(job, run),
     }
-    stream = Stream(datasets, split="train", batch=job.train.batch, micro_batch=micro, **options)
+    part = {"stimuli_fraction": job.data.stimuli_fraction}  # of training only: every run is judged on all of val
+    stream = Stream(datasets, split="train", batch=job.train.batch, micro_batch=micro, **part, **options)
     check_pictures(job, stream)
     check_negatives(job, stream.subjects, micro)
     if width:
         whole = job.data.on_damage == "raise"
         hold_signals(datasets, job.data.cache, width, whole, device_of(place), processes_here(place))
-    space = Space(width, len(stream.classes))
+    space = Space(width, len(stream.classes), subject_voxels(datasets, stream.subjects))
     val = _validation_stream(job, datasets, place, micro, options)
+    figures = Figures(job, datasets, part, options) if job.phase == "phase2" and val is not None else None
+    check_selection(job, figures.names if figures else [], val is not None)
     torch.manual_seed(job.seed)  # fresh weights are the same on every rank
     phase = build_phase(job, space)
+    if job.phase == "phase2" and job.adapter.init == "ridge":
+        start_by_ridge(phase.adapters, job, datasets)
+    check_encoder(features, phase)
     identity = {
         "job_hash": job_hash(job),
         "data": [dataset.hash for dataset in datasets],
         "parents": parents(job),
+        "features": features.rounding if features else None,
         "world": place.world,
         "zero": job.engine.zero,
         "precision": choose_precision(job.engine.precision, device_of(place), place),
@@ -110,8 +127,10 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     if place.is_main:
         log.info(meter.describe())
     bad = BadSteps(run, job, place.is_main)
-    session = Session(job, run, place, space, stream, val, engine, steps, identity, bad, meter, finished)
-    if restore(session):
+    best = Best(run, job, place.is_main)
+    fixed = (job, run, place, space, stream, val, engine, steps, identity, bad, meter, best, figures)
+    session = Session(*fixed, finished)
+    if not finished and restore(session):
         log.info("resuming %s at step %d of %d", job.name, session.step, session.steps)
     return session
 
@@ -123,6 +142,7 @@ def restore(session: Session) -> bool:
         return False
     state = checkpoint.load(session.engine, newest, session.identity)
     session.engine.resume(state["engine"])
+    session.best.restore(state.get("best"))
     session.step, session.spent_s, session.started = state["step"], state["spent_s"], time.monotonic()
     return True
 
@@ -160,13 +180,17 @@ def job_hash(job: Job) -> str:
     """What makes two jobs the same experiment: all settings but names, reporting, saving, mirrors and paths.
 
     Data and parents count by what is in them, not by where they lie: ``identity`` holds their hashes beside this one.
+    Kept features are what the job would compute, so they count only where they were rounded (``Features.rounding``).
     """
     tree = job.model_dump(exclude={"name", "track", "init"})
-    for key in ("shards", "workers", "cache", "remote_cache_gb", "on_damage", "damage_budget", "check"):
+    for key in ("shards", "workers", "cache", "remote_cache_gb", "on_damage", "damage_budget", "check", "features"):
         tree["data"].pop(key)
     tree["engine"].pop("precision")  # what "auto" came to is in the identity
-    for key in ("log_every", "save_every", "keep", "val_every", "val_batches", "on_bad_step", "bad_budget"):
+    for key in ("log_every", "save_every", "keep", "on_bad_step", "bad_budget"):
         tree["train"].pop(key)
+    if job.train.select == "last":  # else validations decide what is exported
+        for key in ("val_every", "val_batches", "select"):
+            tree["train"].pop(key)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

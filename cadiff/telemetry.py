@@ -3,9 +3,6 @@
 MFU, model FLOPs utilisation (Chowdhery et al., "PaLM", 2022, appendix B): the operations that the model asks for per
 second, over what the devices could do at most. What is computed again (recomputed blocks, tiles of the contrastive
 loss, a second forward for the sake of a whole-batch contrast) is not asked for by the model, so it does not count.
-
-Legend: B samples of a contrast, W values of the widest sample, P values per patch, L patches, K kept, N = 1 + K tokens
-of the encoder, M = 1 + L of the decoder, D and E their widths, H hidden width of an MLP.
 """
 
 from __future__ import annotations
@@ -13,73 +10,21 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cadiff.config import Job, Phase1Job
+from cadiff.config import Job
 from cadiff.distributed import Place
-from cadiff.kernels.mask import kept_patches
+from cadiff.flops import formula_of
 from cadiff.shards.batches import packed_lengths
 from cadiff.shards.dataset import Dataset
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEASURING_S = 0.25  # how long a device without a published rate is measured
 LARGEST = {"cpu": 4096, "cuda": 8192}  # side of the product that is measured, at most
-
-
-def phase1_flops(job: Phase1Job, voxels: int, widest: int, micro_batch: int) -> float:
-    """Operations of one sample's training step in phase 1: matrix products and attention, a multiplication and an
-    addition each counted.
-
-        block(N, D, H) = N (8 D^2 + 4 D H) + 4 N^2 D       projections and MLP; scores and their mixture of values
-        embed          = 2 K P D
-        network        = depth block(N, D, H) + 2 N D E + decoder_depth block(M, E, H') + 2 M E P
-        contrast       = 2 B W                             one anchor against B targets
-        step           = views (2 embed + 3 network) + (2 self + 3 cross) contrast
-
-    Backward is twice the forward, a product for each factor's gradient; where a factor is data (the signal in ``embed``
-    and in the self contrast) it has none, and backward is once the forward.
-
-    Args:
-        voxels: of a sample after padding; a clip has ``data.clip_frames`` times as many values.
-        widest: the most voxels a sample has: what a packed batch is padded to for its contrast.
-        micro_batch: samples per rank and forward, which is B where the negatives are a micro-batch's.
-    """
-    model, loss = job.model, job.loss
-    places, frames = voxels // model.patch, job.data.clip_frames // model.patch_frames
-    length, values = places * frames, model.patch * model.patch_frames
-    kept = kept_patches(places, job.mask.ratio) * frames if job.mask.tube else kept_patches(length, job.mask.ratio)
-    network = (
-        model.depth * _block(1 + kept, model.width, model.mlp_ratio)
-        + 2 * (1 + kept) * model.width * model.decoder_width
-        + model.decoder_depth * _block(1 + length, model.decoder_width, model.mlp_ratio)
-        + 2 * (1 + length) * model.decoder_width * values
-    )
-    has_self, has_cross = (bool(loss.scale * weight) for weight in (loss.self_contrast, loss.cross_contrast))
-    self_terms = has_self * (1 + loss.self_on_both_views)
-    views = 2 if has_cross or self_terms == 2 else 1
-    targets = job.train.batch if loss.negatives in ("global", "ring") else micro_batch
-    products = (3 if loss.negatives == "predictions" else 2) * self_terms + 3 * has_cross
-    embed = 2 * kept * values * model.width
-    contrast = 2 * targets * (widest // model.patch) * frames * values
-    return views * (2 * embed + 3 * network) + products * contrast
-
-
-def _block(tokens: int, width: int, mlp_ratio: float) -> int:
-    return tokens * (8 * width**2 + 4 * width * int(width * mlp_ratio)) + 4 * tokens**2 * width
-
-
-# The formula of each phase's step; None where there is none yet, and then nothing is said of its MFU.
-FLOPS: dict[str, Callable[[Job, int, int, int], float] | None] = {
-    "phase1": phase1_flops,
-    "phase2": None,
-    "first_stage": None,
-    "prior": None,
-    "phase3": None,
-}
 
 
 def sample_flops(job: Job, samples_of: Mapping[int, int], micro_batch: int) -> float | None:
@@ -90,7 +35,7 @@ def sample_flops(job: Job, samples_of: Mapping[int, int], micro_batch: int) -> f
             (``samples_by_voxels``).
         micro_batch: samples per rank and forward.
     """
-    formula = FLOPS[job.phase]
+    formula = formula_of(job)
     if formula is None:
         return None
     widest = max(samples_of)

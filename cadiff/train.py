@@ -22,7 +22,7 @@ from cadiff.distributed import Place
 from cadiff.engine import start_processes
 from cadiff.errors import NonFiniteError, Preempted
 from cadiff.files import read_json
-from cadiff.finish import finish
+from cadiff.finish import finish, keep_best
 from cadiff.leakage import validation_leak
 from cadiff.phases.pretrain import Pretrain
 from cadiff.previews import draw
@@ -95,7 +95,9 @@ def _after_step(session: Session, report: Reporter) -> None:
     ):  # nothing is saved before bad steps are known
         stopping = report.terms()
     if session.val is not None and (step % train_options.val_every == 0 or last):
-        report.validation(validate(session))
+        values = validate(session)
+        report.validation(values)
+        keep_best(session, values)
         draw(session, report.tracker)
         report.restart()
     if (saving or stopping) and not last:
@@ -123,18 +125,22 @@ def _go_back(session: Session, tracker: Tracker | None) -> None:
 def validate(session: Session) -> dict[str, float]:
     """Mean terms over the validation split, with the masks and noise of epoch -1 every time.
 
-    Where a running mean of the weights is kept, the same with it, under ``val_ema``.
+    Where a running mean of the weights is kept, the same with it, under ``val_ema``. The figures of a phase that has
+    any are those of the weights that would be exported. ``perf/val_s`` is what all this took.
     """
+    began = time.monotonic()
     session.engine.phase.eval()
     values = _mean_terms(session, "val")
     if isinstance(session.engine.phase, Pretrain):
         rows = (session.engine.features(batch) for _, _, batch in _validation_batches(session))
         values |= validation_leak(rows, session.job.loss.temperature)  # of this rank's share; rank 0 reports
-    if session.engine.mean is not None:
-        with session.engine.averaged():
+    with session.engine.averaged():
+        if session.engine.mean is not None:
             values |= _mean_terms(session, "val_ema")
+        if session.figures is not None:
+            values |= session.figures.of(session.engine, "val_ema" if session.engine.mean is not None else "val")
     session.engine.phase.train()
-    return values
+    return values | {"perf/val_s": time.monotonic() - began}
 
 
 def _mean_terms(session: Session, name: str) -> dict[str, float]:
@@ -159,4 +165,5 @@ def _validation_batches(session: Session) -> Iterator[tuple[int, int, dict[str, 
 def _save(session: Session) -> None:
     spent = session.spent_s + time.monotonic() - session.started
     state = {**session.identity, "step": session.step, "spent_s": spent, "engine": session.engine.state()}
+    state["best"] = session.best.found
     checkpoint.save(session.engine, session.run, state, session.job.train.keep)

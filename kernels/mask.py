@@ -80,10 +80,10 @@ def random_mask(
     Args:
         stream: what the mask is for, such as "phase1/view1"; other names give other masks.
         epoch_B, sample_id_B: int64 (B,).
-        weights_L: float (L,); on the CPU, so that checking it does not wait for a GPU.
+        weights_L: float (L,). On a GPU it is not copied there for every mask, nor checked: that would wait for the GPU.
 
     Raises:
-        ConfigError: nothing would be kept, or a weight is not positive and finite.
+        ConfigError: nothing would be kept, or a weight on the CPU is not positive and finite.
         ValueError: sizes that do not fit together.
     """
     if not 0 <= ratio < 1:

@@ -62,10 +62,11 @@ def inverse_weights(weights_L: Tensor) -> Tensor:
         int64 (L,) in 1..2**28, on weights_L's device; 2**28 for the smallest weight.
 
     Raises:
-        ConfigError: a weight is not positive and finite.
+        ConfigError: a weight on the CPU is not positive and finite. Elsewhere that is not looked at, for it would wait.
     """
     weights_L = weights_L.detach().to(torch.float64)
-    if not bool(((weights_L > 0) & (weights_L < torch.inf)).all()):
+    looked_at = weights_L.device.type == "cpu"
+    if looked_at and not bool(((weights_L > 0) & (weights_L < torch.inf)).all()):
         raise ConfigError(
             f"Mask weights reach from {weights_L.min().item():g} to {weights_L.max().item():g}; expected positive, "
             "finite numbers. Give patches that should hardly ever be hidden a small weight instead of none."

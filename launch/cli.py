@@ -32,7 +32,8 @@ Exit codes: 0 done, 2 a mistake in a command or config, 3 data that cannot be us
 
 # Each module adds its commands to the app; they import torch and DeepSpeed only when a command runs.
 COMMANDS = (
-    "demo", "pack", "shards", "train", "probe", "sample", "evaluate", "report", "plan", "bench", "convert", "doctor",
+    "demo", "pack", "shards", "train", "ablate", "probe", "sample", "evaluate", "report", "plan",
+    "bench", "convert", "doctor",
 )  # fmt: skip
 
 

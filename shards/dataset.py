@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from cadiff.errors import ConfigError, DataError
-from cadiff.shards.checks import BlockChecks
 from cadiff.shards.encoding import ITEM_BYTES, crc32c
+from cadiff.shards.guarded import Closed, GuardedChecks, GuardedPictures, GuardedStore
 from cadiff.shards.home import CACHE_BYTES, Home
 from cadiff.shards.leaks import find_leak
-from cadiff.shards.picture_store import PictureStore
 from cadiff.shards.record import SPLITS
-from cadiff.shards.store import Store
 from cadiff.shards.voxels import Stats
 
 
@@ -39,8 +37,11 @@ class Dataset:
         checks: which blocks have been found sound.
     """
 
-    def __init__(self, folder: str | Path, *, cache_bytes: int = CACHE_BYTES) -> None:
-        """Raises: DataError: not a packed folder, damaged, of another version, or with a split that leaks."""
+    def __init__(self, folder: str | Path, *, splits: Sequence[str] = SPLITS, cache_bytes: int = CACHE_BYTES) -> None:
+        """Args: ``splits``: what may be read; signals and pictures of other samples cannot be had from this dataset.
+
+        Raises: DataError: not a packed folder, damaged, of another version, or with a split that leaks.
+        """
         self.home = Home(folder, cap_bytes=cache_bytes)
         self.folder = Path(folder) if self.home.folder == Path(folder) else folder
         manifest = self.home.manifest
@@ -64,10 +65,12 @@ class Dataset:
         subject_of_block = self.table.subject[self.blocks["first"]] if len(self.block_of) else self.blocks["first"]
         item = ITEM_BYTES[manifest.dtype]
         lengths = self.blocks["rows"] * (self.voxel_counts[subject_of_block] if len(self.block_of) else 0) * item
-        self.checks = BlockChecks(self.home, self.blocks, lengths, "block")
-        self.store = Store(self.home, manifest.dtype, self.blocks, self.checks) if self.voxels else None
+        self.closed = Closed(str(folder), splits, self.table, self.blocks, len(self.stimuli))
+        self.checks = GuardedChecks(self.home, self.blocks, lengths, "block", self.closed.block_B)
+        guarded = (self.home, manifest.dtype, self.blocks, self.checks, self.closed)
+        self.store = GuardedStore(*guarded) if self.voxels else None
         self._one_width = len(np.unique(self.voxel_counts)) == 1
-        self.pictures = PictureStore(self.home, self._index.image, self.stimuli)
+        self.pictures = GuardedPictures(self.home, self._index.image, self.stimuli, self.closed)
 
     def __len__(self) -> int:
         return len(self.table.split)
@@ -76,10 +79,11 @@ class Dataset:
         """Sample ids of a split, ascending: int64. ``subjects`` keeps only those; None or empty keeps all.
 
         Raises:
-            ConfigError: an unknown split or subject.
+            ConfigError: an unknown split or subject, or a split that this dataset was opened without.
         """
         if split not in SPLITS:
             raise ConfigError(f"split '{split}': one of {', '.join(SPLITS)}.")
+        self.closed.refuse_split(split)
         chosen = self.table.split == SPLITS.index(split)
         names = list(subjects or ())
         self._refuse_unknown(names)
@@ -177,6 +181,7 @@ class Dataset:
 
     def labels(self, ids: np.ndarray) -> list[str | None]:
         """Class name of each sample, None where it has no label."""
+        self.closed.refuse_samples(ids)
         return [self.classes[i] if i >= 0 else None for i in self.table.label[ids].tolist()]
 
     @property

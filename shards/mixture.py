@@ -34,8 +34,10 @@ def choose(datasets: Sequence[Dataset], split: str, subjects: list[str], picture
         ConfigError: an unknown subject, or fewer samples than ``least``.
     """
     folders = ", ".join(str(ds.folder) for ds in datasets)
-    if unknown := set(subjects) - {name for ds in datasets for name in ds.subjects}:
-        raise ConfigError(f"data.subjects: no subject '{min(unknown)}' in {folders}.")
+    known = sorted({name for ds in datasets for name in ds.subjects})
+    if unknown := set(subjects) - set(known):
+        names = ", ".join(known[:8]) or "none"
+        raise ConfigError(f"data.subjects: no subject '{min(unknown)}' in {folders}; there are {names}.")
     parts = [_choose_of_one(ds, split, subjects, pictures) for ds in datasets]
     which = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)]).astype(np.int64)
     if len(which) < max(least, 1):

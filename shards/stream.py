@@ -17,9 +17,11 @@ from cadiff.shards.batches import Buffers
 from cadiff.shards.clips import ClipFaults, Clips
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.faults import Faults
+from cadiff.shards.features import Features, PictureExtras
 from cadiff.shards.feed import Feed
 from cadiff.shards.leaks import refuse_leaks_between
 from cadiff.shards.mixture import Chosen, Mixture, choose
+from cadiff.shards.portion import part_of_stimuli
 from cadiff.shards.readahead import Pieces, ReadAhead
 from cadiff.shards.reading import Reading
 from cadiff.shards.sampler import ORDER
@@ -52,9 +54,12 @@ class Stream:
         frames: int = 1,
         image_size: int | None = None,
         subjects: Sequence[str] = (),
+        stimuli_fraction: float = 1.0,
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
+        image_masks: int = 0,
+        features: Features | None = None,
         reading: Reading | None = None,
     ) -> None:
         """Args:
@@ -64,10 +69,12 @@ class Stream:
             frames: stored frames of one run, in a row, that are a sample: a clip, named by its first frame.
             image_size: pixels per side; None leaves pictures out. With pictures, samples without one are left out.
             subjects: only these, over all sets; empty means all.
+            stimuli_fraction: of each subject's stimuli in this split, so large a part (``part_of_stimuli``).
+            image_masks: fixed masks that each picture has; they and ``features`` add keys (``PictureExtras``).
 
         Raises:
-            ConfigError: batch sizes that do not divide, a split that is empty or smaller than one batch, or clips with
-                pictures or packed.
+            ConfigError: batch sizes that do not divide, a split that is empty or smaller than one batch, clips with
+                pictures or packed, or pictures without features.
         """
         self.datasets, self.split, self.batch, self.micro_batch = list(datasets), split, batch, micro_batch
         self.rank, self.world, self.width, self.frames, self.image_size = rank, world, width, frames, image_size
@@ -87,7 +94,9 @@ class Stream:
         self.has_image = image_size is not None and all(ds.has_picture.any() for ds in self.datasets)
         refuse_leaks_between(self.datasets)
         self._chosen = choose(self.datasets, split, list(subjects), self.has_image, batch)
+        self._chosen = part_of_stimuli(self.datasets, self._chosen, stimuli_fraction, seed, batch)
         parts = [*(ds.hash for ds in self.datasets), split, ",".join(subjects), str(self.has_image)]
+        parts += [f"{stimuli_fraction} of the stimuli"] if stimuli_fraction < 1 else []
         version = "+".join([*parts, *([f"clips of {frames}"] if frames > 1 else [])])
         self._clips = Clips(self.datasets, frames)
         if frames > 1:
@@ -101,13 +110,16 @@ class Stream:
         self._stimulus_offset = np.cumsum([0, *(len(ds.stimuli) for ds in self.datasets)])
         self.subjects, self._subject_number = batches.unite([ds.subjects for ds in self.datasets])
         self.classes, self._class_number = batches.unite([ds.classes for ds in self.datasets])
-        self.keys = batches.keys_of(self.has_signal, self.has_image, self._reading.pad)
+        extras = (image_masks, features) if self.has_image else (0, None)
+        self._extras = PictureExtras(self.datasets, self._chosen, seed, *extras)
+        self._own_keys = batches.keys_of(self.has_signal, self.has_image, self._reading.pad)
+        self.keys = self._own_keys + self._extras.keys
         self.seconds = {(str(ds.folder), stage): 0.0 for ds in self.datasets for stage in ("fetch", "decode")}
         firsts = (self._offset.tolist(), self._stimulus_offset.tolist(), self._subject_number, self._class_number)
         self._columns = [
             batches.columns(ds, self.keys, self._reading.patch, *told) for ds, *told in zip(self.datasets, *firsts)
         ]
-        numbers = batches.number_keys(self.keys)
+        numbers = batches.number_keys(self._own_keys)
         self._numbers = [np.stack([columns[key] for key in numbers], axis=1) for columns in self._columns]
         self._batch_of = lru_cache(maxsize=8)(self._global_batch)
         self._ahead: ReadAhead | None = None
@@ -181,6 +193,7 @@ class Stream:
                 part = self._buffers(pin=False, rows=len(rows))
                 self._read(k, ids[rows], part)
                 batches.interleave(buffers, part, rows)
+        self._extras.fill(buffers)
         if "packed" in buffers:
             batches.pack_rows(buffers["signal"], buffers["lengths"].numpy(), buffers["packed"])
 
@@ -205,7 +218,9 @@ class Stream:
     def _buffers(self, pin: bool, rows: int = 0) -> Buffers:
         device = self.datasets[0].store.device if self.has_signal else torch.device("cpu")
         signal = (self.width,) if self.frames == 1 else (self.frames, self.width)
-        return batches.make_buffers(self.keys, rows or self.micro_batch, signal, self.image_size or 0, device, pin)
+        shape = (rows or self.micro_batch, signal, self.image_size or 0, device)
+        buffers = batches.make_buffers(self._own_keys, *shape, pin)
+        return buffers if rows else buffers | self._extras.buffers(self.micro_batch, pin)
 
     def _read_ahead(self, start: int, stop: int) -> ReadAhead:
         share = self.batch // self.world

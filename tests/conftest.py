@@ -18,8 +18,8 @@ def pytest_configure(config):
 
 # Files whose tests launch jobs or compile kernels, longest first. Run side by side, the others fill up what they leave.
 LONGEST = [
-    "test_train_options.py", "test_train.py", "test_demo.py", "test_triton.py",
-    "test_zero_stages.py", "test_bad_steps.py", "test_similarity_ranks.py", "test_drill.py",
+    "test_demo.py", "test_triton.py", "test_train.py", "test_train_options.py", "test_drill.py", "test_zero_stages.py",
+    "test_bad_steps.py", "test_similarity_ranks.py",
 ]  # fmt: skip
 
 
@@ -118,6 +118,16 @@ def tiny_job(tiny_set):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """Ranks that start at once, for tests of what ranks do; test_train.py tests how they are started."""
+    from warm_ranks import WarmRanks
+
+    ranks = WarmRanks()
+    yield ranks
+    ranks.close()
 
 
 @pytest.fixture(scope="session")

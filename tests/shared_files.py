@@ -5,8 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 GOLDEN = Path(os.environ.get("CADIFF_GOLDEN_DIR") or SHARED / "golden")
@@ -35,16 +33,6 @@ def read_golden(path: Path, framework: str) -> tuple[dict, dict]:
 
     with safe_open(path, framework) as file:
         return json.loads(file.metadata()["meta"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def golden_case(name: str, framework: str) -> tuple[dict, dict]:
-    """The same for one case by its name; the test is skipped where the file is not."""
-    path = GOLDEN / f"{name}.safetensors"
-    if not path.is_file():
-        pytest.skip(
-            f"needs {path}: stored outputs of the paper's code are no part of the checkout; set CADIFF_GOLDEN_DIR"
-        )
-    return read_golden(path, framework)
 
 
 def benchmarks_importable() -> None:

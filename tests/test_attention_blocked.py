@@ -46,6 +46,13 @@ def test_large_scores_do_not_overflow():
     compare([query, key, value], 1e-5)
 
 
+def test_weights_are_not_kept_for_backward():
+    given, kept = heads(1, 2, 40, 40, 4, torch.bfloat16), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part.numel()) or part, lambda part: part):
+        BlockedAttention.apply(*given)
+    assert sum(kept) == sum(part.numel() for part in given)
+
+
 def test_it_serves_transposed_heads_under_autocast():
     qkv = torch.randn(2, 10, 3, 2, 4, generator=torch.Generator().manual_seed(3)).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

@@ -5,11 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from cadiff.bad_steps import BadSteps
+from cadiff.checkpoint import committed
 from cadiff.errors import DataError, NonFiniteError
 from cadiff.exports import load_part
-from cadiff.launch.start import start_training
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import make_records, silent
@@ -49,12 +50,12 @@ def where(outlier):
 
 
 @pytest.fixture
-def train(outlier, where, tiny_job, tmp_path):
+def train(outlier, where, tiny_job, tmp_path, warm):
     def run(name, *overrides):
         config = tiny_job(tmp_path / f"{name}.toml", "phase1")
         words = [*PLAIN, f"seed={where[0]}", f'data.shards=["{outlier}"]', *overrides]
         said = []
-        start_training(config, words, tmp_path / name, phase="phase1", ranks=2, say=said.append)
+        warm.train(config, words, tmp_path / name, phase="phase1", ranks=2, say=said.append)
         return said
 
     return run
@@ -79,6 +80,16 @@ def test_stopping_names_the_step_and_keeps_its_samples_and_skipping_goes_on_from
     assert all(np.isfinite(value.numpy()).all() for value in whole.values())
     last = [line for line in read_metrics(tmp_path / "whole") if "train/loss" in line][-1]
     assert last["optim/bad_steps"] == 1 and np.isfinite(last["train/loss"])
+
+
+def test_the_running_mean_takes_in_good_steps_only(train, where, tmp_path):
+    train("run", "train.on_bad_step=skip", "train.ema=0.9")
+    newest = committed(tmp_path / "run")[-1]
+    assert newest.name.endswith("12") and where[1] < 12
+    for part in newest.glob("ema/rank-*.safetensors"):
+        with safe_open(part, "pt") as file:
+            assert file.metadata()["updates"] == "11"
+            assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
 
 
 def test_the_budget_of_bad_steps_ends_a_job_that_only_skips(train):

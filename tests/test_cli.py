@@ -14,7 +14,7 @@ from cadiff.launch.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_NAMES = [
-    "demo", "pack", "shards", "train", "probe", "sample", "eval",
+    "demo", "pack", "shards", "train", "ablate", "probe", "sample", "eval",
     "report", "plan", "bench", "convert", "revert", "doctor",
 ]  # fmt: skip
 
@@ -26,7 +26,7 @@ def test_help_is_instant_and_names_every_command(cadiff):
         assert command in out
     loaded = "import sys, cadiff.launch.cli; print([m for m in ('torch', 'deepspeed') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True).strip() == "[]"
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 13
 
 
 def test_quiet_is_heard_wherever_it_stands(cadiff):
@@ -44,7 +44,21 @@ def test_the_readme_samples_as_the_demo_does():
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "train", "sample", "eval", "report", "plan", "convert", "doctor", "pack hcp", "shards verify"]
+    "command",
+    [
+        "demo",
+        "train",
+        "ablate",
+        "sample",
+        "eval",
+        "report",
+        "plan",
+        "convert",
+        "doctor",
+        "pack hcp",
+        "pack features",
+        "shards verify",
+    ],
 )
 def test_each_command_explains_itself(cadiff, command):
     code, out, _ = cadiff(*command.split(), "--help")

@@ -8,7 +8,10 @@ from cadiff.config import JOBS, dump_toml, load_job, parse_override
 from cadiff.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-SHIPPED = sorted(path for path in CONFIGS.glob("*.toml") if path.stem != "demo")  # demo.toml is the study, not a job
+# demo.toml is a study, and ablation_*.toml are grids of jobs.
+SHIPPED = sorted(
+    path for path in CONFIGS.glob("*.toml") if path.stem != "demo" and not path.stem.startswith("ablation_")
+)
 
 
 @pytest.fixture

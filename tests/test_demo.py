@@ -14,7 +14,6 @@ from cadiff.errors import ConfigError
 from cadiff.exports import load_part
 from cadiff.launch.commands.train import configs_folder
 from cadiff.launch.demo_plan import load_plan
-from cadiff.launch.start import start_training
 
 pytestmark = pytest.mark.multiprocess
 
@@ -83,11 +82,11 @@ def test_every_job_ran_on_two_ranks_and_names_its_parents(finished):
     }  # fmt: skip
 
 
-def test_phase_3_with_its_frozen_parts_trains_the_same_under_zero_3(finished, tmp_path):
+def test_phase_3_with_its_frozen_parts_trains_the_same_under_zero_3(finished, warm, tmp_path):
     out, _ = finished
     words = f"{_JOBS['phase3']} {_TRAIN} seed=1 engine.zero=3".split()
     words += [f'data.shards=["{out}/shards/god"]', f'init.fmri="{out}/phase2"', f'init.prior="{out}/prior"']
-    start_training(configs_folder() / "demo_phase3.toml", words, tmp_path, phase="phase3", ranks=2, say=print)
+    warm.train(configs_folder() / "demo_phase3.toml", words, tmp_path, phase="phase3", ranks=2, say=print)
     for part in ("conditioner", "unet", "first_stage"):
         split, whole = load_part(tmp_path, part), load_part(out / "phase3", part)
         assert split.keys() == whole.keys()
@@ -112,7 +111,7 @@ def test_a_prior_can_be_brought_along(finished, tmp_path):
     assert (tmp_path / "demo" / "report.html").exists()
 
 
-def test_overrides_are_checked_before_anything_runs(tmp_path):
+def test_overrides_are_checked_before_anything_runs(cadiff, tmp_path):
     for text, named in [
         ("brain.snrr=1", "snrr"),
         ("phase9.train.steps=1", "begin a demo override with"),
@@ -123,9 +122,9 @@ def test_overrides_are_checked_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
         load_plan([], 1, tmp_path / "none")
     for text, named in [("phase3.optim.lr=abc", "optim.lr"), ("phase2.trian.steps=3", "Did you mean 'train'")]:
-        done = run(tmp_path / "demo", text)
-        assert done.returncode == 2
-        assert named in done.stderr
+        code, _, err = cadiff("demo", "-o", tmp_path / "demo", text, *overrides())
+        assert code == 2
+        assert named in err
         assert not (tmp_path / "demo").exists()
 
 

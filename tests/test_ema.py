@@ -7,6 +7,8 @@ from torch import nn
 from cadiff.ema import ShardedMean
 from cadiff.errors import DataError
 
+YES, NO = torch.ones(()), torch.zeros(())
+
 
 @pytest.fixture
 def layer():
@@ -22,7 +24,7 @@ def walk(layer, mean, steps, decay):
     for step in range(steps):
         with torch.no_grad():
             layer.weight.add_(1.0 + step)
-        mean.update()
+        mean.update(YES)
         d = min(decay, (1 + step) / (10 + step))
         expected = d * expected + (1 - d) * layer.weight.detach()
     return expected
@@ -44,9 +46,26 @@ def test_the_ranks_pieces_make_the_whole(layer):
         with torch.no_grad():
             layer.weight.mul_(1.5)
         for mean in (whole, *parts):
-            mean.update()
+            mean.update(YES)
     assert sum(len(part._means[0]) for part in parts) == 15
     assert torch.equal(torch.cat([part._means[0] for part in parts]), whole._means[0])
+
+
+def test_a_step_that_changed_nothing_is_no_update(layer, tmp_path):
+    mean, other = (ShardedMean(layer, 0.9, rank=0, world=1) for _ in range(2))
+    for step, applied in enumerate((YES, NO, YES, NO, NO, YES)):
+        before = mean._means[0].clone()
+        with torch.no_grad():
+            layer.weight.add_(1.0 + step)
+        mean.update(applied)
+        if applied:
+            other.update(YES)
+        assert torch.equal(mean._means[0], before) != bool(applied)
+    assert mean.updates == other.updates == 3
+    assert torch.equal(mean._means[0], other._means[0])
+    mean.save(tmp_path)
+    other.load(tmp_path)
+    assert other.updates == 3
 
 
 def test_it_continues_from_its_file(layer, tmp_path):
@@ -57,7 +76,7 @@ def test_it_continues_from_its_file(layer, tmp_path):
     again.load(tmp_path)
     assert again.updates == 3
     for each in (mean, again):
-        each.update()
+        each.update(YES)
     assert torch.equal(again._means[0], mean._means[0])
 
 

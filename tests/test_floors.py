@@ -19,6 +19,7 @@ MODELS = {
     "masking",
     "losses",
     "metrics",
+    "lean",
     "statistics",
 }
 

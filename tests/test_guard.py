@@ -43,12 +43,13 @@ def test_a_norm_that_is_not_finite_changes_nothing_and_is_told_once(value):
     before = world.everything()
     world.step(value)
     assert all(torch.equal(a, b) for a, b in zip(before, world.everything()))
+    assert world.guard.applied == 0
     (bad,) = world.guard.take()
     assert bad.step == 1 and not math.isfinite(bad.norm) and "gradient norm of" in bad.why
     assert world.guard.take() == []
     world.step(1.0)
     assert not torch.equal(before[0], world.everything()[0])
-    assert world.guard.take() == []
+    assert world.guard.take() == [] and world.guard.applied == 1
 
 
 def test_a_bad_step_leaves_no_trace_in_later_ones():
@@ -95,6 +96,7 @@ def test_a_step_that_never_reached_the_optimizer_is_bad():
     world = World()
     world.guard.begin(7)
     assert not world.guard.end()
+    assert world.guard.applied == 0
     assert world.guard.take() == [BadStep(7, math.inf)]
 
 

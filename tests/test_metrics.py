@@ -5,7 +5,8 @@ from math import comb
 
 import numpy as np
 import pytest
-from shared_files import golden_case
+from phases.golden_reader import cases
+from shared_files import read_golden
 
 from cadiff import metrics as m
 from cadiff.errors import ConfigError
@@ -155,9 +156,9 @@ def test_every_metric_says_its_range_direction_chance_and_protocol():
         assert metric.chance and metric.meaning and metric.protocol.rsplit("/", 1)[1].isdigit(), name
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return golden_case("metrics", "np")
+@pytest.fixture(scope="module", params=cases("metrics"))
+def golden(request):
+    return read_golden(request.param, "np")
 
 
 @pytest.mark.parity

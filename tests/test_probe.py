@@ -171,7 +171,7 @@ def test_an_untrained_encoder_has_the_size_but_not_the_weights(dataset, tmp_path
 
 def test_exports_that_a_probe_cannot_read_are_refused(dataset, tmp_path):
     with pytest.raises(ConfigError, match="reads phase 1"):
-        load_encoder(export_of(tmp_path / "a", dataset, phase="phase2"))
+        load_encoder(export_of(tmp_path / "a", dataset, phase="prior"))
     with pytest.raises(ConfigError, match="clips of 4 frames"):
         load_encoder(export_of(tmp_path / "b", dataset, data={"clip_frames": 4}))
     with pytest.raises(DataError, match="no finished export"):

@@ -10,11 +10,11 @@ from cadiff import layers
 from cadiff.attention import attention_reference
 from cadiff.config import JOBS, Phase1Job
 from cadiff.distributed import Place
+from cadiff.flops import FLOPS
 from cadiff.kernels import dispatch
 from cadiff.phases import PHASES, Space, build_phase
 from cadiff.shards.dataset import Dataset
 from cadiff.telemetry import (
-    FLOPS,
     Meter,
     measured_rate,
     peak_memory_bytes,
@@ -206,7 +206,7 @@ def test_a_report_is_made_of_what_was_counted(slow_device):
 def test_what_is_not_known_is_left_out_and_not_zero(tiny_job, tmp_path):
     from cadiff.config import load_job
 
-    job = load_job(tiny_job(tmp_path / "job.toml", "phase2"))
+    job = load_job(tiny_job(tmp_path / "job.toml", "first_stage", text=""))
     meter = Meter(job, {32: 1}, 4, Place(), CPU, "fp32")
     assert meter.report(8, 1.0, 0.0, 1.0, 0).keys() == {"perf/samples_per_s", "perf/data_wait", "perf/device_hours"}
     assert meter.describe() == "no MFU: this phase has no formula yet"

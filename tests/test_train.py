@@ -1,4 +1,7 @@
-"""Training through the real deepspeed launcher: every ZeRO stage, resume, and the errors a user meets."""
+"""Training: every ZeRO stage, resume, and the errors a user meets.
+
+The reference run, one stopped by a signal and a failing rank go through the real launchers, the others do not.
+"""
 
 import json
 import os
@@ -27,8 +30,20 @@ def _train(config, run, *overrides, ranks=2):
 
 
 @pytest.fixture(scope="module")
+def again(warm):
+    """The same by ranks that start at once."""
+
+    def run(config, run, *overrides, ranks=2):
+        said = []
+        warm.train(config, list(overrides), run, phase="phase1", ranks=ranks, say=said.append)
+        return said
+
+    return run
+
+
+@pytest.fixture(scope="module")
 def reference(tmp_path_factory, tiny_job):
-    """One uninterrupted two-rank ZeRO-2 run, for the others to compare with."""
+    """One uninterrupted two-rank ZeRO-2 run through the deepspeed launcher, for the others to compare with."""
     folder = tmp_path_factory.mktemp("reference")
     config = tiny_job(folder / "job.toml", "phase1")
     said = _train(config, folder / "run")
@@ -57,21 +72,21 @@ def test_a_run_leaves_everything_the_next_phase_and_the_reader_need(reference):
 
 
 @pytest.mark.parametrize("zero", [1, 3])
-def test_other_zero_stages_train_the_same_weights(reference, tmp_path, zero):
+def test_other_zero_stages_train_the_same_weights(reference, again, tmp_path, zero):
     config, run, _ = reference
-    _train(config, tmp_path / "run", f"engine.zero={zero}")
+    again(config, tmp_path / "run", f"engine.zero={zero}")
     _same_weights(run, tmp_path / "run", tolerance=1e-5)
     sizes = [json.loads((folder / "summary.json").read_text())["parameters"] for folder in (run, tmp_path / "run")]
     assert sizes[0] == sizes[1] > 0
 
 
-def test_one_process_trains_the_same_weights_as_two(reference, tmp_path):
+def test_one_process_trains_the_same_weights_as_two(reference, again, tmp_path):
     config, run, _ = reference
-    _train(config, tmp_path / "run", ranks=1)
+    again(config, tmp_path / "run", ranks=1)
     _same_weights(run, tmp_path / "run", tolerance=1e-4)
 
 
-def test_a_run_cut_short_continues_to_the_same_bits(reference, tmp_path):
+def test_a_run_cut_short_continues_to_the_same_bits(reference, again, tmp_path):
     config, run, _ = reference
     cut = tmp_path / "run"
     shutil.copytree(run, cut)
@@ -81,7 +96,7 @@ def test_a_run_cut_short_continues_to_the_same_bits(reference, tmp_path):
     newest = committed(cut)[-1]
     with open(next(newest.glob("deepspeed/*")), "ab") as handle:
         handle.write(b"damage")
-    said = _train(config, cut)
+    said = again(config, cut)
     assert any("is damaged" in line for line in said)
     assert any("resuming tiny at step 4 of 12" in line for line in said)
     _same_weights(run, cut, tolerance=0)
@@ -89,33 +104,33 @@ def test_a_run_cut_short_continues_to_the_same_bits(reference, tmp_path):
     assert first == second
 
 
-def test_a_run_folder_of_another_job_is_refused_and_left_as_it_is(reference):
+def test_a_run_folder_of_another_job_is_refused_and_left_as_it_is(reference, again):
     config, run, _ = reference
     names = ("job.toml", "metrics.jsonl", "export/card.json")
     before = [(run / name).read_bytes() for name in names]
     with pytest.raises(ConfigError, match="job_hash"):
-        _train(config, run, "optim.lr=5e-3")
-    assert any("nothing to do" in line for line in _train(config, run))
+        again(config, run, "optim.lr=5e-3")
+    assert any("nothing to do" in line for line in again(config, run))
     assert [(run / name).read_bytes() for name in names] == before
 
 
-def test_a_run_knows_its_data_by_content_wherever_it_lies(reference, tmp_path):
+def test_a_run_knows_its_data_by_content_wherever_it_lies(reference, again, tmp_path):
     config, run, _ = reference
     moved, shards = tmp_path / "moved", tmp_path / "shards"
     shutil.copytree(run, moved)
     shutil.copytree(tomllib.loads(config.read_text())["data"]["shards"][0], shards)
-    assert any("nothing to do" in line for line in _train(config, moved, f'data.shards=["{shards}"]'))
+    assert any("nothing to do" in line for line in again(config, moved, f'data.shards=["{shards}"]'))
 
 
-def test_bf16_learns_the_same_and_is_part_of_what_a_run_is(reference, tmp_path):
+def test_bf16_learns_the_same_and_is_part_of_what_a_run_is(reference, again, tmp_path):
     config, run, _ = reference
-    _train(config, tmp_path / "run", "engine.precision=bf16")
+    again(config, tmp_path / "run", "engine.precision=bf16")
     losses = [json.loads((folder / "summary.json").read_text())["loss_last"] for folder in (run, tmp_path / "run")]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
     assert read_card(tmp_path / "run")["lineage"]["precision"] == "bf16"
     with pytest.raises(ConfigError, match="differs in precision"):
-        _train(config, tmp_path / "run", "engine.precision=fp32")
+        again(config, tmp_path / "run", "engine.precision=fp32")
 
 
 def test_ranks_of_another_launcher_find_each_other(reference, tmp_path):
@@ -130,10 +145,10 @@ def test_ranks_of_another_launcher_find_each_other(reference, tmp_path):
     _same_weights(run, tmp_path / "run", tolerance=1e-6)
 
 
-def test_a_mistyped_key_of_deepspeed_is_one_error(reference, tmp_path):
+def test_a_mistyped_key_of_deepspeed_is_one_error(reference, again, tmp_path):
     config, _, _ = reference
     with pytest.raises(ConfigError, match=r"zero_optimization.overlapp_comm"):
-        _train(config, tmp_path / "run", "engine.deepspeed={zero_optimization={overlapp_comm=true}}", ranks=1)
+        again(config, tmp_path / "run", "engine.deepspeed={zero_optimization={overlapp_comm=true}}", ranks=1)
 
 
 def test_sigterm_saves_and_exits_75(reference, tmp_path):
@@ -171,10 +186,10 @@ def test_the_rank_that_met_an_error_is_heard(tmp_path, tiny_set, tiny_job):
         _train(config, tmp_path / "run", f'data.shards=["{damaged}"]')
 
 
-def test_a_loss_that_is_not_finite_stops_all_ranks(reference, tmp_path):
+def test_a_loss_that_is_not_finite_stops_all_ranks(reference, again, tmp_path):
     config, _, _ = reference
     with pytest.raises(NonFiniteError, match=r"optimizer step \d+ had a gradient norm of (inf|nan)"):
-        _train(config, tmp_path / "run", "optim.lr=1e30", "optim.clip=0", "train.steps=20", "train.log_every=1")
+        again(config, tmp_path / "run", "optim.lr=1e30", "optim.clip=0", "train.steps=20", "train.log_every=1")
 
 
 def _same_weights(one, other, tolerance):

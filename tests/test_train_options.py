@@ -1,4 +1,4 @@
-"""Options of the engine through the real launcher: the running mean, float16, compiled blocks, offload."""
+"""Options of the engine on two ranks: the running mean, float16, compiled blocks, offload."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ import pytest
 
 from cadiff.checkpoint import committed
 from cadiff.exports import load_part, read_card
-from cadiff.launch.start import start_training
 from cadiff.shards.protocol import pack_folder
 from cadiff.shards.record import make_records, silent
 from cadiff.tracking import read_metrics
@@ -17,13 +16,13 @@ pytestmark = pytest.mark.multiprocess
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory, tiny_job):
+def train(tmp_path_factory, tiny_job, warm):
     folder = tmp_path_factory.mktemp("options")
     config = tiny_job(folder / "job.toml", "phase1")
 
     def run(name, *overrides, ranks=2):
         said = []
-        start_training(config, list(overrides), folder / name, phase="phase1", ranks=ranks, say=said.append)
+        warm.train(config, list(overrides), folder / name, phase="phase1", ranks=ranks, say=said.append)
         return folder / name, said
 
     return run
@@ -99,6 +98,14 @@ def test_several_micro_batches_train_the_same_whole_batch(train, plain):
     _alike(plain, run, 1e-4)
     mine, theirs = ([line["val/loss"] for line in read_metrics(r) if "val/loss" in line] for r in (plain, run))
     assert theirs == pytest.approx(mine, rel=1e-4)
+
+
+def test_a_learned_temperature_is_told_at_every_report(train):
+    run, said = train("warmth", "loss.learn_temperature=true", "engine.zero=3", ranks=2)
+    told = [line["train/temperature"] for line in read_metrics(run) if "train/loss" in line]
+    assert told[0] == pytest.approx(0.1) and len(told) == 4  # the first forward's is where it began
+    assert len(set(told)) == 4 and all(0.05 < value < 0.2 for value in told)
+    assert any(f"| temperature {told[-1]:.3f} |" in line for line in said)
 
 
 def test_compiled_blocks_train_the_same(train, plain):

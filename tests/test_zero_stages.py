@@ -1,16 +1,12 @@
 """The loss curve is one curve: for every ZeRO stage, number of ranks, accumulation, with and without recomputation."""
 
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 
 from cadiff.config import load_job
 from cadiff.kernels.pairs import Pairs
-from cadiff.launch.start import free_port
 from cadiff.phases import Space, build_phase
 from cadiff.schedule import lr_at
 from cadiff.shards.dataset import Dataset
@@ -64,27 +60,10 @@ def plain(config):
     return curve
 
 
-def _curves(config, folder, world, names):
-    port = free_port()
-    script = Path(__file__).parent / "zero_rank.py"
-    words = [str(config), str(folder)]
-    ranks = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-W",
-                "ignore::FutureWarning",
-                str(script),
-                *words,
-                str(rank),
-                str(world),
-                str(port),
-                *names,
-            ]
-        )
-        for rank in range(world)
-    ]
-    assert [rank.wait(timeout=900) for rank in ranks] == [0] * world
+def _curves(warm, config, folder, world, names):
+    log = folder / "log.txt"
+    codes = warm.run("zero_rank:main", [str(config), str(folder), names], log, world)
+    assert codes == [0] * world, log.read_text()[-4000:]
     return {
         name: [line["train/loss"] for line in read_metrics(folder / name.replace(" ", "_")) if "train/loss" in line]
         for name in names
@@ -115,11 +94,11 @@ ALL = [f"zero={zero} accumulate={n} recompute={again}" for zero, n, again in pro
 
 
 @pytest.mark.parametrize("world", FEW)
-def test_a_few_combinations_give_the_plain_curve(config, plain, tmp_path, world):
-    _compare(_curves(config, tmp_path, world, FEW[world]), plain)
+def test_a_few_combinations_give_the_plain_curve(warm, config, plain, tmp_path, world):
+    _compare(_curves(warm, config, tmp_path, world, FEW[world]), plain)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_all_combinations_give_the_plain_curve(config, plain, tmp_path, world):
-    _compare(_curves(config, tmp_path, world, ALL), plain)
+def test_all_combinations_give_the_plain_curve(warm, config, plain, tmp_path, world):
+    _compare(_curves(warm, config, tmp_path, world, ALL), plain)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from cadiff.config.sections import (
+    Adapter,
     ConditionModel,
     CrossModel,
     Data,
@@ -19,6 +20,7 @@ from cadiff.config.sections import (
     Section,
     Track,
     Train,
+    TunedTrain,
     UNetModel,
 )
 
@@ -75,6 +77,9 @@ class Phase2Loss(Section):
     fmri_mask: float = Field(0.75, ge=0, lt=1)
     image_mask: float = Field(0.5, ge=0, lt=1)
     norm_pix: bool = False  # predict pixels normalised within each patch
+    # Masks of a picture: 0 draws a new one every epoch, as in the paper; K gives each picture K fixed ones, keyed by
+    # seed and picture, which its samples take in turn, so that frozen features of what is visible can be kept too.
+    image_masks: int = Field(0, ge=0)
 
 
 class Phase2Init(Section):
@@ -82,6 +87,7 @@ class Phase2Init(Section):
 
     fmri: str = ""  # export folder of a phase-1 run
     image: str = ""  # local folder with a Hugging Face ViT-MAE (config.json, model.safetensors)
+    tuned: str = ""  # export folder of a phase-2 run, of which both branches and the voxel adapters are taken
 
 
 class Phase2Job(Job):
@@ -91,6 +97,8 @@ class Phase2Job(Job):
     model: FmriModel = FmriModel(decoder_depth=6)
     image: ImageModel = ImageModel()
     cross: CrossModel = CrossModel()
+    adapter: Adapter = Adapter()
+    train: TunedTrain
     loss: Phase2Loss = Phase2Loss()
     init: Phase2Init = Phase2Init()
 

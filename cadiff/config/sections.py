@@ -21,6 +21,8 @@ class Data(Section):
     split: Literal["train"] = "train"  # training never reads another split
     val_split: Literal["val"] = "val"  # checkpoints are judged on this, never on test
     subjects: list[str] = []  # only these subjects; empty means all
+    # Train on so large a part of each subject's training stimuli, chosen by the seed; 10 % lie within 20 %.
+    stimuli_fraction: float = Field(1.0, gt=0, le=1)
     image_size: int = Field(256, ge=16, multiple_of=8)  # pixels per side after resizing
     # "random" mixes the whole set in every epoch; "window" reads it in pieces, for sets beyond memory; "auto" decides
     # by the sets' bytes (above 16 GiB: window), so every machine decides alike.
@@ -32,6 +34,8 @@ class Data(Section):
     clip_frames: int = Field(1, ge=1)
     workers: int = Field(1, ge=0)  # threads that prepare batches; 0 prepares them when they are due
     cache: Literal["auto", "none", "ram", "gpu"] = "auto"  # hold all signals there; auto: in RAM if they are small
+    # Folder that `cadiff pack features` wrote: what the frozen image encoder makes of a picture is read, not computed.
+    features: str = ""  # empty: none. Phase 2 only
     remote_cache_gb: float = Field(100.0, gt=0)  # local disk for remote sets, all together
     on_damage: Literal["raise", "quarantine"] = "raise"  # quarantine puts a certain other sample in place
     damage_budget: float = Field(0.001, ge=0, le=1)  # part of the samples that may be quarantined
@@ -53,6 +57,9 @@ class Optim(Section):
     clip: float = Field(0.8, ge=0)  # largest gradient norm; 0 switches clipping off
 
 
+Select = Literal["last", "loss", "fmri_correlation", "image_correlation", "retrieval_top1", "retrieval_two_way"]
+
+
 class Train(Section):
     """How long, on how many samples, and how often to report and save."""
 
@@ -66,6 +73,9 @@ class Train(Section):
     val_every: int = Field(1000, ge=1)  # steps
     val_batches: int = Field(8, ge=1)  # batches of `batch` samples per validation
     ema: float = Field(0.0, ge=0, lt=1)  # decay per step of a running mean of the weights, which is exported; 0: none
+    # Which step is exported: the last, or that of the best validation by one of its figures: `loss` (lower is better),
+    # or one of phase 2's (higher is better); of equal ones the first. With `ema` the running mean is judged and kept.
+    select: Select = "last"
     # A step whose gradient norm is not finite, or a spike, never changes the weights. Then: "stop" the job, "skip" to
     # the next batch, or "rewind" to the newest checkpoint and pass by the batches around it.
     on_bad_step: Literal["stop", "skip", "rewind"] = "stop"
@@ -77,6 +87,17 @@ class Train(Section):
         if bool(self.steps) == bool(self.epochs):
             raise ValueError("give exactly one of steps and epochs")
         return self
+
+
+class TunedTrain(Train):
+    """Phase 2 exports its best validation, by the loss: the least noisy figure, and there whatever has a weight.
+
+    Retrieval says more about the fMRI encoder, but with a hundred stimuli it is uncertain by 0.03, and with an image
+    encoder that is trained too its target moves, so that early steps can win. The paper's code selects by a correlation
+    of two unrelated patches, on test data.
+    """
+
+    select: Select = "loss"
 
 
 class EngineOptions(Section):
@@ -143,6 +164,24 @@ class ImageModel(Section):
     decoder_heads: int = Field(16, ge=1)
     decoder_mlp_width: int = Field(2048, ge=1)
     train_encoder: bool = False  # the paper freezes a pre-trained encoder; a demo without one trains it
+    # The decoder's table of positions is fixed, as ViT-MAE's. The paper's code trains it, by accident: true is that.
+    train_positions: bool = False
+
+
+class Adapter(Section):
+    """Voxel adapters: a learned linear map per subject into one voxel space, in front of the network. Phase 2 only.
+
+    Phase 3, sampling and the probe take those of the export they start from.
+    """
+
+    kind: Literal["wrap", "linear"] = "wrap"  # wrap: signals are padded by repeating them, as in the paper
+    # Voxels of the shared space; 0: those of init.tuned's network, else of init.fmri's or the widest subject, if more.
+    width: int = Field(0, ge=0)
+    rank: int = Field(0, ge=0)  # of the learned part, for less memory; 0: full
+    # Where a subject unknown to init.tuned begins: as wrap padding, or fitted by ridge regression to what the subjects
+    # known to init.tuned say of the same stimuli (they must be in data.shards; data.subjects names the new ones).
+    init: Literal["wrap", "ridge"] = "wrap"
+    only: bool = False  # train nothing but the maps: how a new subject joins a finished network (init.tuned)
 
 
 class CrossModel(Section):

@@ -56,8 +56,10 @@ class CrossVitEncoder(VitEncoder):
 
     def forward(self, tokens_BNI: Tensor, support_BMD: Tensor | None = None) -> Tensor:
         tokens_BNI = super().forward(tokens_BNI)
-        if support_BMD is None:
-            return tokens_BNI
+        return tokens_BNI if support_BMD is None else self.cross(tokens_BNI, support_BMD)
+
+    def cross(self, tokens_BNI: Tensor, support_BMD: Tensor) -> Tensor:
+        """The cross layers alone, from what the other layers made of the picture."""
         return run_layers(self.layer_cross, tokens_BNI, self.cross_map_in(support_BMD), checkpoint=self.checkpoint)
 
 
@@ -70,6 +72,10 @@ class ImageCrossMae(ImageMae):
         check_heads(image.width, image.heads, "image.heads")
         encoder = CrossVitEncoder(image, cross, support_width, checkpoint=checkpoint)
         super().__init__(image, image_size, encoder=encoder, checkpoint=checkpoint)
+
+    def rebuild_from(self, tokens_BNI: Tensor, masking: Masking, support_BMD: Tensor) -> Tensor:
+        """As ``forward``, from tokens (B, 1 + K, I) that the layers before the cross layers gave for this masking."""
+        return self.decoder(self.vit.layernorm(self.vit.encoder.cross(tokens_BNI, support_BMD)), masking)
 
     def freeze_encoder(self) -> None:
         """Stop training of all that a pre-trained ViT-MAE encoder holds; cross parts and decoder stay trained."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cadiff.config import ImageModel
-from cadiff.errors import ConfigError
+from cadiff.errors import ConfigError, DataError
 from cadiff.kernels.mask import Masking
 from cadiff.layers import (
     VIT_EPS,
@@ -26,6 +26,7 @@ from cadiff.layers import (
 # Channel statistics of ImageNet, which facebook/vit-mae-base was trained with; for pixels in [0, 1].
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
+LEAST_SPREAD = 0.1  # of normalised pixels; photos have about 1, those scaled down by 255 twice 0.004
 
 
 def normalise_image(image_BCSS: Tensor) -> Tensor:
@@ -35,9 +36,12 @@ def normalise_image(image_BCSS: Tensor) -> Tensor:
 
     Raises:
         TypeError: the image is not uint8.
+        ValueError: it is not (B, 3, S, S), as where colours lie last.
     """
     if image_BCSS.dtype != torch.uint8:
         raise TypeError(f"expected uint8 images, found {image_BCSS.dtype}")
+    if image_BCSS.ndim != 4 or image_BCSS.shape[1] != 3 or image_BCSS.shape[2] != image_BCSS.shape[3]:
+        raise ValueError(f"expected images (B, 3, S, S), colours before rows, found {tuple(image_BCSS.shape)}")
     mean, std = _channel_statistics(image_BCSS.device)
     # A batch may hold colour last in memory, as pictures are decoded; networks get one layout, whatever the source.
     return (image_BCSS.to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std
@@ -47,6 +51,21 @@ def restore_image(pixels_BCSS: Tensor) -> Tensor:
     """The way back from ``normalise_image``: uint8, rounded and clipped."""
     mean, std = _channel_statistics(pixels_BCSS.device)
     return ((pixels_BCSS.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def check_contrast(image_BCSS: Tensor, what: str) -> None:
+    """Refuse uint8 pictures that hold next to nothing when taken together.
+
+    Raises:
+        DataError: the standard deviation of every colour, normalised, is at most ``LEAST_SPREAD``.
+    """
+    spread_C = normalise_image(image_BCSS).transpose(0, 1).flatten(1).std(dim=1, unbiased=False)
+    if (spread_C <= LEAST_SPREAD).all():
+        raise DataError(
+            f"{what}: the colours of {len(image_BCSS)} normalised pictures have standard deviations of "
+            f"{', '.join(f'{value:.3f}' for value in spread_C.tolist())}; photos have about 1. They were scaled twice, "
+            "such as divided by 255 before they were made whole numbers, or are all one colour. Pack the originals."
+        )
 
 
 def _channel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -128,7 +147,11 @@ class Decoder(nn.Module):
         width = image.decoder_width
         self.checkpoint = checkpoint
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.register_buffer("decoder_pos_embed", sincos_positions_2d(side, width))
+        positions_1ND = sincos_positions_2d(side, width)
+        if image.train_positions:
+            self.decoder_pos_embed = nn.Parameter(positions_1ND)
+        else:
+            self.register_buffer("decoder_pos_embed", positions_1ND)
         self.decoder_embed = nn.Linear(image.width, width)
         self.decoder_layers = nn.ModuleList(
             VitLayer(width, image.decoder_heads, image.decoder_mlp_width) for _ in range(image.decoder_depth)

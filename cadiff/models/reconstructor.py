@@ -11,6 +11,7 @@ import torch
 from cadiff.config import ConditionModel, FirstStageModel, FmriModel, UNetModel
 from cadiff.errors import ConfigError, DataError
 from cadiff.exports import export_hash, find_export, load_part, read_card
+from cadiff.models.adapter import VoxelAdapters, network_voxels, stored_adapters
 from cadiff.models.condition import FmriConditioner
 from cadiff.models.first_stage import ImageCodec
 from cadiff.models.latent_diffusion import LatentDiffusion, time_width
@@ -30,6 +31,7 @@ class Reconstructor:
     card_hash: str
     subjects: list[str]  # trained on these; empty: on all of the set
     data: list[str]  # hashes of the packed sets it was trained on
+    adapters: VoxelAdapters | None = None  # what signals go through before they have `voxels`; None: they are padded
 
 
 def load_reconstructor(export: str | Path, device: str | torch.device | None = None) -> Reconstructor:
@@ -48,11 +50,11 @@ def load_reconstructor(export: str | Path, device: str | torch.device | None = N
     conditioner = FmriConditioner(
         FmriModel.model_validate(job["model"]),
         ConditionModel.model_validate(job["condition"]),
-        card["space"]["voxels"],
+        network_voxels(card),
         unet.context_width,
         time_width(unet),
     )
-    device = default_device(device)
+    device, adapters = default_device(device), stored_adapters(folder)
     _fill(diffusion.unet, folder, "unet")
     _fill(conditioner, folder, "conditioner")
     return Reconstructor(
@@ -60,12 +62,13 @@ def load_reconstructor(export: str | Path, device: str | torch.device | None = N
         diffusion.to(device).eval(),
         load_codec(folder, device),
         unet,
-        card["space"]["voxels"],
+        network_voxels(card),
         job["data"]["image_size"],
         device,
         export_hash(card),
         job["data"]["subjects"],
         card.get("lineage", {}).get("data", []),
+        adapters.to(device).eval() if adapters is not None else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 
 from torch import nn
@@ -12,10 +13,14 @@ from cadiff.config import Job
 
 @dataclass(frozen=True)
 class Space:
-    """What a model must know of its data: padded signal width in voxels, and number of stimulus classes."""
+    """What a model must know of its data: padded signal width in voxels, number of stimulus classes, and its subjects.
+
+    ``subjects`` has each subject's own voxel counts (several where packed sets disagree), in the numbering of batches.
+    """
 
     voxels: int
     classes: int
+    subjects: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 PHASES: dict[str, str] = {

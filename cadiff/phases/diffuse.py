@@ -1,7 +1,8 @@
 """Phase 3: teach the diffusion prior to listen to fMRI instead of class labels.
 
 Trained: the whole conditioner and, of the UNet, only the cross-attention with the norms before it, as in the paper;
-each parameter once. The rest of the UNet and the first stage stay as the prior left them.
+each parameter once. The rest of the UNet and the first stage stay as the prior left them, and voxel adapters as phase 2
+left them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from cadiff.config import Phase3Job, UNetModel
 from cadiff.errors import ConfigError
 from cadiff.exports import load_into, load_part
+from cadiff.models.adapter import PART
 from cadiff.models.condition import FmriConditioner
 from cadiff.models.latent_diffusion import LatentDiffusion, attends_context, time_width
 from cadiff.models.reconstructor import read_architecture
 from cadiff.phases import Space
+from cadiff.phases.adapted import adapted, phase3_adapters
 from cadiff.phases.prior import denoise_once, frozen_codec, keyed_drop, noise_loss
 
 
@@ -30,8 +33,10 @@ class Diffuse(nn.Module):
         unet = UNetModel.model_validate(inherited["unet"])
         self.codec, codec_report = frozen_codec(inherited["first_stage"], job.init.prior)
         self.diffusion = LatentDiffusion(unet, inherited["first_stage"]["latent"], checkpoint=recompute)
+        self.adapters = phase3_adapters(job.init.fmri, job.data.subjects, space)
+        voxels = space.voxels if self.adapters is None else self.adapters.width
         self.conditioner = FmriConditioner(
-            job.model, job.condition, space.voxels, unet.context_width, time_width(unet), checkpoint=recompute
+            job.model, job.condition, voxels, unet.context_width, time_width(unet), checkpoint=recompute
         )
         self.init_report = {
             f"{job.init.prior}: first_stage": codec_report,
@@ -39,23 +44,26 @@ class Diffuse(nn.Module):
         }
         if job.init.fmri:
             self.init_report[f"{job.init.fmri}: fmri"] = _load(self.conditioner.fmri, job.init.fmri, "fmri")
-        self.architecture = inherited
+        self.architecture = inherited | ({"adapter": self.adapters.describe()} if self.adapters else {})
         for name, parameter in self.diffusion.unet.named_parameters():
             parameter.requires_grad_(attends_context(name))
         self.conditioner.fmri.cls_token.requires_grad_(False)  # no class token here, so it would never get a gradient
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Noise loss of ``batch["image"]``, uint8 (B, 3, S, S), given ``batch["signal"]``, float32 (B, V)."""
-        condition = self.conditioner(batch["signal"], keyed_drop(self.seed, "phase3/drop", batch, self.drop))
+        drop_B = keyed_drop(self.seed, "phase3/drop", batch, self.drop)
+        condition = self.conditioner(adapted(self.adapters, batch), drop_B)
         return {"noise": noise_loss(self.codec, self.diffusion, condition, batch, self.seed, "phase3")}
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"unet": self.diffusion.unet, "first_stage": self.codec.vq, "conditioner": self.conditioner}
+        parts = {"unet": self.diffusion.unet, "first_stage": self.codec.vq, "conditioner": self.conditioner}
+        return parts | ({PART: self.adapters} if self.adapters else {})
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images, and what one look at their half-noised latents makes of them, uint8."""
-        return denoise_once(self.codec, self.diffusion, self.conditioner(batch["signal"]), batch, self.seed)
+        condition = self.conditioner(adapted(self.adapters, batch))
+        return denoise_once(self.codec, self.diffusion, condition, batch, self.seed)
 
 
 def _load(module: nn.Module, folder: str, part: str) -> dict[str, list[str]]:

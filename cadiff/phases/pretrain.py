@@ -39,6 +39,7 @@ class Pretrain(nn.Module):
     Attributes:
         contrasts_whole_batch: the contrastive terms are those of all micro-batches of a step together, so each forward
             wants what the others predicted (``features``) beside its own batch.
+        gauges: what a report says beside the terms, as of the latest forward; 0-d tensors on the device.
 
     Raises:
         ConfigError: sizes do not fit the data, the focus region is outside it, or no term has a weight.
@@ -51,6 +52,7 @@ class Pretrain(nn.Module):
         self.views = 2 if "cross" in self.weights or self.self_on_both else 1
         self.contrasts_whole_batch = self.weights.keys() != {"rebuild"} and job.loss.negatives in ("global", "ring")
         self.job, self.init_report = job, {}
+        self.gauges: dict[str, Tensor] = {}
         network = FmriPackedMae if job.data.pad == "packed" else FmriMae
         checkpoint = job.engine.checkpoint_activations
         self.fmri = network(job.model, space.voxels, job.data.clip_frames, checkpoint=checkpoint)
@@ -158,7 +160,9 @@ class Pretrain(nn.Module):
         if not self.job.loss.learn_temperature:
             return self.job.loss.temperature
         learned = self.log_temperature[0].exp()
-        return learned + (learned.clamp(min=COLDEST) - learned).detach()  # the gradient can lead back up
+        learned = learned + (learned.clamp(min=COLDEST) - learned).detach()  # the gradient can lead back up
+        self.gauges["temperature"] = learned.detach()
+        return learned
 
     def _contrast(self, anchor_BV: Tensor, target_BV: Tensor, pairs: Pairs) -> Tensor:
         loss = self.job.loss

@@ -46,14 +46,14 @@ class Views:
 
     def __init__(self, job: Phase1Job, places: int, spans: int) -> None:
         self._job, self._spans = job, spans
-        self._focus: dict[int, Tensor | None] = {}
-        self._focus_of(places)
+        self._focus: dict[tuple[int, torch.device], Tensor | None] = {}
+        self._focus_of(places, torch.device("cpu"))
 
     def mask(self, batch: Batch, view: int) -> Masking:
         """The patches that view 1 or 2 of a plain batch hides; ``mask.tube`` hides the same places in every span."""
         options = self._job.mask
         places = batch["signal"].shape[-1] // self._job.model.patch
-        spans, focus_L = 1 if options.tube else self._spans, self._focus_of(places)
+        spans = 1 if options.tube else self._spans
         masking = random_mask(
             self._job.seed,
             f"phase1/view{view}",
@@ -61,7 +61,7 @@ class Views:
             batch["sample_id"],
             spans * places,
             options.ratio,
-            None if focus_L is None else focus_L.repeat(spans),
+            self._focus_of(places, batch["signal"].device),
         )
         return in_every_span(masking, self._spans) if options.tube else masking
 
@@ -70,13 +70,15 @@ class Views:
         key = (self._job.seed, f"phase1/dropout/view{view}", batch["epoch"], batch["sample_id"])
         return drop_voxels(batch["signal"], *key, self._job.mask.voxel_dropout)
 
-    def _focus_of(self, places: int) -> Tensor | None:
-        if places not in self._focus:
+    def _focus_of(self, places: int, device: torch.device) -> Tensor | None:
+        """Weights of a mask's patches; they go to a device once, as a mask that waits for a copy waits every step."""
+        if (places, device) not in self._focus:
             options = self._job.mask
-            self._focus[places] = focus_weights(
-                places, self._job.model.patch, options.focus_range, options.focus_rate
-            )  # fmt: skip
-        return self._focus[places]
+            weights_L = focus_weights(places, self._job.model.patch, options.focus_range, options.focus_rate)
+            if weights_L is not None:
+                weights_L = weights_L.repeat(1 if options.tube else self._spans).to(device)
+            self._focus[places, device] = weights_L
+        return self._focus[places, device]
 
 
 def drop_voxels(signal: Tensor, seed: int, stream: str, epoch_B: Tensor, sample_id_B: Tensor, share: float) -> Tensor:

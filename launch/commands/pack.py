@@ -30,6 +30,9 @@ FLAGS = {"val_fraction": "--val", "lag_s": "--lag", "unlabelled": "--drop-unlabe
 
 
 def register(app: typer.Typer) -> None:
+    from cadiff.launch.commands import pack_features  # which needs this file
+
+    pack_features.register(pack)
     app.add_typer(pack, name="pack")
 
 
@@ -199,7 +202,7 @@ def _run(packer: Callable[..., dict[str, Any]], root: Path, out: Path, as_json: 
 
     view = View()
     try:
-        with _terminable(), view.task(f"pack {out.name}") as task:
+        with terminable(), view.task(f"pack {out.name}") as task:
             told = packer(root, out, progress=task.advance, **options)
     except OtherOptions as other:
         raise OtherOptions(out, _as_flags(other.changed, options)) from None
@@ -211,7 +214,7 @@ def _run(packer: Callable[..., dict[str, Any]], root: Path, out: Path, as_json: 
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM, which schedulers send, takes the road of Ctrl-C: parts that are finished are kept."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

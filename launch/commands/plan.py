@@ -174,7 +174,8 @@ def estimate(job, voxels: int, classes: int, samples: int) -> dict:
     from cadiff.schedule import job_steps
     from cadiff.shards.voxels import padded_width
 
-    space = Space(padded_width(voxels, getattr(job.model, "patch", 1)), classes)
+    own = {name: (voxels,) for name in job.data.subjects} if job.phase == "phase2" else {}  # whoever has a voxel map
+    space = Space(padded_width(voxels, getattr(job.model, "patch", 1)), classes, own)
     with torch.device("meta"):
         phase = build_phase(job, space)
     total = sum(p.numel() for p in phase.parameters())

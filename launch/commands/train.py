@@ -60,8 +60,10 @@ def train(
 def check_inputs(job) -> None:
     """Refuse missing shard folders and exports before any process is started."""
     from cadiff.exports import read_card
+    from cadiff.feature_cache import open_features
     from cadiff.shards.dataset import Dataset
 
+    open_features(job)
     for folder in job.data.shards:
         Dataset(folder)
     if hasattr(job, "init"):

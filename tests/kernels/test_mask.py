@@ -178,6 +178,10 @@ def test_weights_that_are_no_weights_are_refused(bad):
         random_mask(*key(1), 3, 0.5, torch.tensor([1.0, bad, 2.0]))
 
 
+def test_weights_on_another_device_are_not_looked_at():
+    assert inverse_weights(torch.empty(3, device="meta")).device.type == "meta"  # where nothing can be read
+
+
 @pytest.mark.parametrize("weights_L", [None, torch.tensor([0.5, 0.2, 0.3])], ids=["plain", "weighted"])
 def test_the_operator_is_one_that_pytorch_can_trust(weights_L):
     _, stream, epoch_B, sample_id_B = key(4)
@@ -213,3 +217,16 @@ def test_gpu_hides_what_the_cpu_hides():
     for weights_L in (None, focus_weights(262, 16, [0, 1600], 0.6)):
         on_gpu = random_mask(seed, stream, epoch_B.cuda(), sample_id_B.cuda(), 262, 0.75, weights_L)
         assert torch.equal(on_gpu.keep_BK.cpu(), random_mask(*key(32), 262, 0.75, weights_L).keep_BK)
+
+
+@pytest.mark.gpu
+def test_weighted_masks_on_a_gpu_do_not_wait_for_it():
+    seed, stream, epoch_B, sample_id_B = key(32)
+    given = (seed, stream, epoch_B.cuda(), sample_id_B.cuda(), 262, 0.75, focus_weights(262, 16, [0, 1600], 0.6).cuda())
+    random_mask(*given)  # kernels are compiled
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        waited_for_nothing = random_mask(*given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(waited_for_nothing.keep_BK.cpu(), random_mask(*key(32), 262, 0.75, given[-1].cpu()).keep_BK)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from shared_files import GOLDEN, golden_files, read_golden
 
-from cadiff.config import FmriModel, Phase1Job, Phase2Job
+from cadiff.config import FmriModel, Phase1Job
 from cadiff.kernels.mask import Masking
 
 LOSS = 1e-5  # absolute, on losses
@@ -105,36 +105,6 @@ def phase1_jobs(meta):
 
 def _phase1_job(meta, loss):
     return Phase1Job.model_validate({**TRAIN, "phase": "phase1", "model": fmri_model(meta["config"]), "loss": loss})
-
-
-def phase2_job(meta):
-    image = meta["image_config"]
-    return Phase2Job.model_validate(
-        {
-            **TRAIN,
-            "data": {"shards": ["unused"], "image_size": image["image_size"]},
-            "phase": "phase2",
-            "model": fmri_model(meta["fmri_config"]),
-            "image": {
-                "patch": image["patch_size"],
-                "width": image["hidden_size"],
-                "depth": image["num_hidden_layers"],
-                "heads": image["num_attention_heads"],
-                "mlp_width": image["intermediate_size"],
-                "decoder_width": image["decoder_hidden_size"],
-                "decoder_depth": image["decoder_num_hidden_layers"],
-                "decoder_heads": image["decoder_num_attention_heads"],
-                "decoder_mlp_width": image["decoder_intermediate_size"],
-                "train_encoder": True,  # there is no pre-trained folder; the tests freeze it themselves
-            },
-            "cross": {"layers": meta["num_cross_encoder_layers"], "residual": meta["do_cross_residual"]},
-            "loss": {
-                "fmri": meta["fmri_recon_weight"],
-                "image": meta["img_recon_weight"],
-                "norm_pix": image["norm_pix_loss"],
-            },
-        }
-    )
 
 
 def load_all(module, state):

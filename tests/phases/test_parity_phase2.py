@@ -1,138 +1,249 @@
 """Phase 2 gives the numbers of the paper's code: the joint step, its gradients, and nine steps of training."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from golden_reader import (
-    LOSS,
-    Case,
-    adamw,
-    assert_close,
-    assert_gradients,
-    cases,
-    key_bias_free,
-    learning_rate,
-    load_all,
-    phase2_job,
-)
+from golden_agree_phase2 import WEIGHTS, agree_on_losses_and_gradients, agree_on_outputs, agree_on_training
+from golden_phase2 import TABLE, built, named
+from golden_reader import Case, assert_close, cases
+from golden_writer import save
+from golden_writer_phase2 import README, SMALL, SMALL_IMAGE, ImageSizes, Pair, Sizes, write_pair_case
+from golden_writer_phase2 import write_pair_training as write_training
 
-from cadiff.kernels.mask import Masking
-from cadiff.models.image_mae import image_patches
 from cadiff.phases import Space
 from cadiff.phases.crosstune import CrossTune
 
 pytestmark = pytest.mark.parity
 
 
-def built(path):
-    case = Case(path)
-    phase = CrossTune(phase2_job(case.meta), Space(voxels=case.meta["fmri_config"]["num_voxels"], classes=0))
-    load_all(phase.fmri, case.under("fmri.sd."))
-    load_all(phase.image, case.under("img.sd."))
-    phase.image.freeze_encoder()
-    return case, phase
-
-
 @pytest.mark.parametrize("path", cases("phase2"))
 def test_losses_and_gradients_are_the_papers(path):
-    case, phase = built(path)
-
-    terms = phase.terms(
-        case["in.fmri"].flatten(1), case["in.pixel_values"], case.masking("1_fmri_masked"), case.masking("3_img_masked")
-    )
-    sum(terms.values()).backward()
-
-    assert abs(sum(terms.values()).item() - case["out.loss"].item()) < LOSS
-    for name, stored in (("fmri", "out.fmri_loss"), ("image", "out.img_loss")):
-        if name in terms:
-            assert abs((terms[name] / phase.weights[name]).item() - case[stored].item()) < LOSS
-    assert_gradients(phase.fmri, case.tensors, "grad.fmri.")
-    assert_gradients(phase.image, case.tensors, "grad.img.")
-    # The image decoder's position table is trained by the paper's code, by accident; here it is fixed.
-    stored = {name for name in case.under("grad.img.") if name != "decoder.decoder_pos_embed"}
-    assert stored == {name for name, p in phase.image.named_parameters() if p.grad is not None}
-    assert set(case.under("grad.fmri.")) == {name for name, p in phase.fmri.named_parameters() if p.grad is not None}
+    agree_on_losses_and_gradients(Case(path))
 
 
 @pytest.mark.parametrize("path", cases("phase2"))
 def test_supports_latents_and_predictions_are_the_papers(path):
-    case, phase = built(path)
-    signal_BV, pixels_BCSS = case["in.fmri"].flatten(1), case["in.pixel_values"]
-    fmri_masking, image_masking = case.masking("1_fmri_masked"), case.masking("3_img_masked")
-
-    with torch.no_grad():
-        # The paper's code shuffles tokens even when it hides none; our supports are in order.
-        image_support = phase.image.vit(pixels_BCSS, case.masking("0_img_full"))
-        fmri_support = phase.fmri.encode(signal_BV, case.masking("2_fmri_full"))
-        assert_close(image_support, case["out.img_support"], "image support")
-        assert_close(fmri_support, case["out.fmri_support"], "fMRI support")
-        latent = phase.fmri.encode_with(signal_BV, fmri_masking, phase.image.vit(pixels_BCSS))
-        assert_close(latent, case["out.fmri_latent_cross"], "fMRI latent")
-        assert_close(phase.fmri.decode(latent, fmri_masking), case["out.fmri_pred"], "fMRI prediction")
-        latent = phase.image.vit(pixels_BCSS, image_masking, phase.fmri.encode(signal_BV))
-        assert_close(latent, case["out.img_latent_cross"], "image latent")
-        assert_close(phase.image.decoder(latent, image_masking), case["out.img_logits"], "image prediction")
-    if "out.img_target_patches" in case and not phase.job.loss.norm_pix:
-        assert_close(image_patches(pixels_BCSS, phase.image.patch), case["out.img_target_patches"], "target")
+    agree_on_outputs(Case(path))
 
 
 @pytest.mark.parametrize("path", cases("phase2", "phase2_train"))
 def test_position_tables_are_the_papers(path):
-    case, phase = built(path)
+    case = Case(path)
+    phase = built(case)
     fresh = CrossTune(phase.job, Space(phase.fmri.length * phase.fmri.patch, 0))
     assert_close(fresh.fmri.pos_embed, case["fmri.sd.pos_embed"], "fMRI positions", rest=3e-5)
-    name = "vit.embeddings.position_embeddings"
-    assert_close(fresh.image.state_dict()[name], case[f"img.sd.{name}"], "image positions", rest=3e-5)
-    name = "decoder.decoder_pos_embed"
-    assert_close(fresh.image.state_dict()[name], case[f"img.sd.{name}"], "image decoder positions", rest=3e-5)
-
-
-def train_positions_too(image):
-    """Do what the paper's code does by accident: let the image decoder's position table be trained."""
-    table = image.decoder.decoder_pos_embed
-    del image.decoder.decoder_pos_embed
-    image.decoder.decoder_pos_embed = torch.nn.Parameter(table)
-
-
-def losses(case, phase, batch, noise):
-    """The two unweighted losses; noise is in the order whole image, masked fMRI, whole fMRI, masked image."""
-    fmri_masking = Masking.from_noise(noise[1], case.meta["mask_ratio"])
-    image_masking = Masking.from_noise(noise[3], case.meta["img_mask_ratio"])
-    terms = phase.terms(
-        case[f"in.batch{batch}.fmri"].flatten(1), case[f"in.batch{batch}.pixel_values"], fmri_masking, image_masking
-    )
-    return terms, {name: (term / phase.weights[name]).item() for name, term in terms.items()}
+    tables = ["vit.embeddings.position_embeddings"]
+    if not case[f"img.sd.{TABLE}"][:, 0].any():  # else it has been trained, or moved: its first row is zero no more
+        tables.append(TABLE)
+    for name in tables:
+        assert_close(fresh.image.state_dict()[name], case[f"img.sd.{name}"], name, rest=3e-5)
 
 
 @pytest.mark.parametrize("path", cases("phase2_train"))
 def test_training_goes_the_papers_way(path):
-    case, phase = built(path)
-    meta, parts = case.meta, {"fmri": phase.fmri, "img": phase.image}
-    train_positions_too(phase.image)
-    named = [(f"{part}.{name}", p) for part in parts for name, p in parts[part].named_parameters() if p.requires_grad]
-    optimizer = adamw(named, meta)
-    batches = sum(name.endswith(".fmri") for name in case.under("in.batch"))
-    steps = iter(case["rng.noise"])
-    for epoch in range(meta["num_epoch"]):
-        for index in range(batches):
-            step = epoch * batches + index
-            rate = learning_rate(meta, epoch + index / batches)
-            assert rate == pytest.approx(case["traj.lr"][step].item())
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            terms, raw = losses(case, phase, index, next(steps))
-            optimizer.zero_grad()
-            sum(terms.values()).backward()
-            norm = sum(torch.nn.utils.clip_grad_norm_(part.parameters(), meta["clip_grad"]) for part in parts.values())
-            optimizer.step()
-            assert raw["fmri"] == pytest.approx(case["traj.fmri"][step].item(), abs=LOSS)
-            assert raw["image"] == pytest.approx(case["traj.img"][step].item(), abs=LOSS)
-            assert norm.item() == pytest.approx(case["traj.norm"][step].item(), rel=1e-5)
-        with torch.no_grad():
-            _, raw = losses(case, phase, 0, next(steps))
-        assert raw["fmri"] == pytest.approx(case["traj.eval_fmri"][epoch].item(), abs=LOSS)
-        assert raw["image"] == pytest.approx(case["traj.eval_img"][epoch].item(), abs=LOSS)
-    for part, module in parts.items():
-        for name, value in module.state_dict().items():
-            expected = key_bias_free(name, case[f"final.{part}.{name}"])
-            if expected is not None:
-                assert_close(key_bias_free(name, value), expected, f"final {part}.{name}", rest=1e-4)
+    agree_on_training(Case(path))
+
+
+OTHER = ImageSizes(24, 4, 32, 3, 4, 40, 16, 3, 4, 20, 3, 1e-6)
+WRITTEN = {  # what could be stored and is not: computed by the plain baseline
+    "readme": {},
+    "defaults": {"pair": Pair()},
+    "no_residual": {"pair": replace(README, do_cross_residual=False)},
+    "norm_pix": {"pair": replace(README, norm_pix_loss=True)},
+    "other_masks": {"pair": Pair(0.7, 0.3, 0.4, 0.8)},
+    "fmri_alone": {"pair": Pair(0.5, 0.0, 0.75, 0.5)},
+    "image_alone": {"pair": Pair(0.0, 2.0, 0.75, 0.5)},
+    "no_voxel_hidden": {"pair": replace(README, mask_ratio=0.0)},
+    "no_pixel_hidden": {"pair": replace(README, img_mask_ratio=0.0)},
+    "other_decoders": {"sizes": replace(SMALL, decoder_depth=3), "image": replace(SMALL_IMAGE, decoder_depth=1)},
+    "one_cross_layer": {"image": replace(SMALL_IMAGE, cross_layers=1)},
+    "four_cross_layers": {"image": replace(SMALL_IMAGE, cross_layers=4)},
+    "other_sizes": {"sizes": Sizes(120, 4, 36, 3, 2, 24, 2, 4, 2.5), "image": OTHER, "batch": 2},
+    "one_sample": {"batch": 1},
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_cases_that_are_not_stored_agree_too(name, tmp_path):
+    case = Case(write_pair_case(tmp_path / f"{name}.safetensors", **WRITTEN[name]))
+    agree_on_losses_and_gradients(case)
+    agree_on_outputs(case)
+
+
+def test_a_case_may_say_and_store_less(tmp_path):
+    case = Case(write_pair_case(tmp_path / "c.safetensors", Pair()))
+    for key in ("img_trainable", "do_cross_residual", "mask_ratio", "img_mask_ratio", *WEIGHTS.values()):
+        del case.meta[key]
+    for key in ("norm_pix_loss", "layer_norm_eps", "hidden_size", "image_size", "decoder_num_hidden_layers"):
+        del case.meta["image_config"][key]
+    for name in ("out.img_support", "out.fmri_support", "out.img_target_patches"):
+        del case.tensors[name]
+    for name in [name for name in case.tensors if "full" in name]:
+        del case.tensors[name]
+    agree_on_losses_and_gradients(case)
+    agree_on_outputs(case)
+
+
+def test_attention_may_have_no_biases(tmp_path):
+    """Only their names are taken out here, so they must have been zero."""
+    biases = ("query.bias", "key.bias", "value.bias")
+    case = Case(write_pair_case(tmp_path / "c.safetensors"))
+    case.meta["image_config"]["qkv_bias"] = False
+    case.meta["img_trainable"] = [name for name in case.meta["img_trainable"] if not name.endswith(biases)]
+    case.tensors = {name: value for name, value in case.tensors.items() if not name.endswith(biases)}
+    phase = built(case)
+    assert not any(name.endswith(biases) for name, _ in named(phase))
+    assert not any(p.any() for name, p in phase.named_parameters() if name.endswith(biases))
+
+
+TRAININGS = {
+    "readme": {},
+    "switched": {"pair": Pair(1.0, 0.5, 0.5, 0.75, False, True), "epochs": 3, "evaluated": 0},
+    "image_alone": {"pair": Pair(0.0, 1.0, 0.75, 0.5), "batches": 3, "evaluated": 2},
+    "other_sizes": {"sizes": Sizes(128, 8, 24, 1, 3, 16, 1, 2, 2.0), "image": OTHER},
+    "sixteen_patches_each": {"sizes": replace(SMALL, voxels=128), "epochs": 1, "batches": 4},
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_trainings_that_are_not_stored_agree_too(name, tmp_path):
+    agree_on_training(Case(write_training(tmp_path / "t.safetensors", **TRAININGS[name])))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Paths of a case and of a training; each test reads them anew before it changes something."""
+    folder = tmp_path_factory.mktemp("stored")
+    return {
+        "case": write_pair_case(folder / "c.safetensors"),
+        "training": write_training(folder / "t.safetensors", epochs=2, batches=1),
+    }
+
+
+@pytest.mark.parametrize("weight", WEIGHTS.values())
+def test_another_weight_is_noticed(weight, stored):
+    case = Case(stored["case"])
+    case.meta[weight] *= 1.001
+    with pytest.raises(AssertionError):
+        agree_on_losses_and_gradients(case)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"do_cross_residual": False},
+        {"img_recon_weight": 0.0},
+        {"num_cross_encoder_layers": 3},
+        {"image_config": {"norm_pix_loss": True}},
+        {"image_config": {"num_attention_heads": 4}},
+        {"image_config": {"decoder_num_attention_heads": 4}},
+        {"image_config": {"layer_norm_eps": 1e-2}},
+        {"image_config": {"hidden_act": "relu"}},
+        {"fmri_config": {"num_heads": 6}},
+    ],
+    ids=str,
+)
+def test_another_loss_or_network_is_noticed(change, stored):
+    case = Case(stored["case"])
+    for key, value in change.items():
+        case.meta[key] = {**case.meta[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(AssertionError):
+        agree_on_losses_and_gradients(case)
+
+
+@pytest.mark.parametrize(
+    "name", [f"img.{TABLE}", "img.decoder.mask_token", "img.vit.encoder.cross_map_in.bias", "+img.vit.layernorm.bias"]
+)
+def test_another_set_of_trained_tensors_is_noticed(name, stored):
+    case = Case(stored["case"])
+    change = case.meta["img_trainable"].append if name[0] == "+" else case.meta["img_trainable"].remove
+    change(name.removeprefix("+").removeprefix("img."))
+    with pytest.raises(AssertionError):
+        agree_on_losses_and_gradients(case)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "in.fmri",
+        "in.pixel_values",
+        "fmri.sd.cross_map_in.weight",
+        "img.sd.vit.encoder.layer.0.output.dense.weight",
+        f"img.sd.{TABLE}",
+        "grad.fmri.cls_token",
+        "grad.fmri.cross_blocks.1.cross_attention.attention.value.bias",
+        "grad.img.vit.encoder.cross_map_in.weight",
+        f"grad.img.{TABLE}",
+        "out.fmri_loss",
+        "out.img_loss",
+        "rng.1_fmri_masked.ids_keep",
+        "rng.3_img_masked.ids_restore",
+    ],
+)
+def test_another_tensor_is_noticed(name, stored):
+    case = Case(stored["case"])
+    case.tensors[name] = case[name].flip(0) if case[name].dtype == torch.int64 else case[name] * 1.001
+    with pytest.raises(AssertionError):
+        agree_on_losses_and_gradients(case)
+
+
+@pytest.mark.parametrize("name", ["grad.fmri.norm.weight", "grad.img.decoder.decoder_pred.bias"])
+def test_a_gradient_that_is_not_stored_is_noticed(name, stored):
+    case = Case(stored["case"])
+    del case.tensors[name]
+    with pytest.raises(AssertionError):
+        agree_on_losses_and_gradients(case)
+
+
+OUTPUTS = "img_support fmri_support fmri_latent_cross fmri_pred img_latent_cross img_logits img_target_patches"
+
+
+@pytest.mark.parametrize("name", [*OUTPUTS.split(), "fmri_loss", "img_loss"])
+def test_another_output_is_noticed(name, stored):
+    case = Case(stored["case"])
+    case.tensors[f"out.{name}"] = case[f"out.{name}"] + 1e-3
+    with pytest.raises(AssertionError):
+        agree_on_outputs(case)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"traj.{name}" for name in ("fmri", "img", "norm", "lr", "eval_fmri", "eval_img")),
+        "final.fmri.cross_map_out.weight",
+        f"final.img.{TABLE}",
+        "rng.1_fmri_masked.noise",
+        "in.batch0.pixel_values",
+    ],
+)
+def test_another_training_is_noticed(name, stored):
+    case = Case(stored["training"])
+    case.tensors[name] = case[name].flip(0) if name.startswith("rng") else case[name] * 1.001
+    with pytest.raises(AssertionError):
+        agree_on_training(case)
+
+
+@pytest.mark.parametrize("change", [{"clip_grad": 0.1}, {"weight_decay": 0.5}, {"betas": [0.9, 0.999]}], ids=str)
+def test_other_settings_of_a_training_are_noticed(change, stored):
+    case = Case(stored["training"])
+    case.meta |= change
+    with pytest.raises(AssertionError):
+        agree_on_training(case)
+
+
+def test_a_frozen_weight_that_moves_by_one_bit_is_noticed(stored):
+    case = Case(stored["training"])
+    moved = case["final.img.vit.encoder.layer.1.attention.output.dense.weight"]
+    moved[0, 0] = torch.nextafter(moved[0, 0], torch.tensor(9.0))
+    with pytest.raises(AssertionError):
+        agree_on_training(case)
+
+
+def test_files_are_chosen_by_what_they_say(stored, tmp_path, monkeypatch):
+    for kind, name in (("case", "anything at all"), ("training", "p2_named_like_the_other")):
+        (tmp_path / f"{name}.safetensors").write_bytes(stored[kind].read_bytes())
+    save(tmp_path / "p2_of_tomorrow.safetensors", {"kind": "phase9"}, {"x": torch.ones(1)})
+    monkeypatch.setattr("shared_files.GOLDEN", tmp_path)
+    assert [case.id for case in cases("phase2")] == ["anything at all"]
+    assert [case.id for case in cases("phase2_train")] == ["p2_named_like_the_other"]

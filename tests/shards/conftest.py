@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from phases.golden_reader import cases
 from remote_world import served
-from shared_files import SHARED, golden_case
+from shared_files import SHARED, read_golden
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +19,16 @@ def realdata() -> Path:
     return SHARED / "realdata"
 
 
+@pytest.fixture(scope="session", params=cases("dataprep"))
+def dataprep(request):
+    """Stored outputs of the paper's code that prepares data: what the file says of itself, and its arrays."""
+    return read_golden(request.param, "np")
+
+
 @pytest.fixture(scope="session")
-def golden():
-    """Read stored outputs of the paper's code: name -> arrays."""
-    return lambda name: golden_case(name, "np")[1]
+def dataprep_widths(dataprep):
+    """Voxels of the scans that are stored with what became of them, ascending."""
+    return sorted(int(name.split(".")[1]) for name in dataprep[1] if name.startswith("voxts.") and name.endswith(".in"))
 
 
 @pytest.fixture(scope="session")

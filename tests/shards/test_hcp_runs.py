@@ -185,12 +185,15 @@ def test_windows_are_cut_like_array_split():
 
 
 @pytest.mark.parity
-def test_spread_windows_and_padded_statistics_are_the_papers(golden):
-    arrays = golden("dataprep")
-    cases = {f"voxts.{width}": (arrays[f"voxts.{width}.in"], arrays[f"voxts.{width}.out"]) for width in (96, 100, 112)}
-    for place, subject in enumerate(("s02", "s03", "s01")):
+def test_spread_windows_and_padded_statistics_are_the_papers(dataprep, dataprep_widths):
+    meta, arrays = dataprep
+    cases = {width: (arrays[f"voxts.{width}.in"], arrays[f"voxts.{width}.out"]) for width in dataprep_widths}
+    subjects = meta["hcp"]["subject_order_used"]
+    each = len(arrays["hcp.data"]) // len(subjects)
+    for place, subject in enumerate(subjects):
         regions = np.concatenate([arrays[f"hcp.{subject}.V{number}"] for number in (1, 2, 3, 4)], axis=1)
-        cases[subject] = (regions, arrays["hcp.data"][6 * place : 6 * place + 6, 0])
+        cases[subject] = (regions, arrays["hcp.data"][each * place : each * (place + 1), 0])
+    assert len(dataprep_widths) >= 1 and len(cases) == len(dataprep_widths) + len(subjects)
     for frames_TV, expected_NW in cases.values():
         windows_NV = average(frames_TV.T, spread_windows(len(frames_TV), 10))
         padded_NW = wrap_pad(windows_NV, padded_width(frames_TV.shape[1], 16, legacy_pad=True))

@@ -64,9 +64,9 @@ def test_regions_of_both_hemispheres_are_kept(ds):
     assert sum(len(rois[name]) for name in ("EarlyVis", "LOC", "OPA", "PPA", "RSC")) == 55
 
 
-def test_legacy_statistics_are_those_of_all_padded_trials(golden, raw, tmp_path):
-    stored = golden("dataprep")
-    betas, padded = stored["voxts.112.in"][:16], stored["pad.112.out"][:16]
+def test_legacy_statistics_are_those_of_all_padded_trials(dataprep, dataprep_widths, raw, tmp_path):
+    stored, voxels = dataprep[1], dataprep_widths[-1]
+    betas, padded = stored[f"voxts.{voxels}.in"][:16], stored[f"pad.{voxels}.out"][:16]
 
     def scale(values):
         return (values - values.mean()) / values.std()
@@ -74,16 +74,16 @@ def test_legacy_statistics_are_those_of_all_padded_trials(golden, raw, tmp_path)
     np.testing.assert_allclose(scale(stored["normalize.in"]), stored["normalize.out"], atol=1e-5)
     root = shutil.copytree(raw[0], tmp_path / "raw")
     parts = [f"{side}{roi}" for roi in ("EarlyVis", "LOC", "OPA", "PPA", "RSC") for side in ("LH", "RH")]
-    for part, columns in zip(parts, np.array_split(np.arange(112), 10)):
+    for part, columns in zip(parts, np.array_split(np.arange(voxels), 10)):
         np.save(next((root / "BOLD5000_GLMsingle_ROI_betas/py").glob(f"CSI1_*_{part}.npy")), betas[:, columns])
     pack_bold5000(root, tmp_path / "out", subjects=["CSI1"], val_fraction=0.2, legacy=True)
-    ds, expected = Dataset(tmp_path / "out"), scale(padded)[:, :112]
+    ds, expected = Dataset(tmp_path / "out"), scale(padded)[:, :voxels]
     np.testing.assert_allclose(ds.stats("CSI1").std[0], padded.std(), rtol=1e-5)  # test and validation trials as well
     shown = raw[1]["CSI1"]
     train = [row for row, name in enumerate(shown) if name not in TESTED]
-    np.testing.assert_allclose(ds.signals(np.arange(11), 112), expected[train], atol=4e-3)
+    np.testing.assert_allclose(ds.signals(np.arange(11), voxels), expected[train], atol=4e-3)
     mean = expected[[row for row, name in enumerate(shown) if name == TESTED[0]]].mean(0)
-    np.testing.assert_allclose(ds.signals(ds.ids("test")[:1], 112)[0], mean, atol=4e-3)
+    np.testing.assert_allclose(ds.signals(ds.ids("test")[:1], voxels)[0], mean, atol=4e-3)
     options = ds.manifest["options"]
     assert (options["normalise"], options["legacy"]) == ("scalar", True)
 

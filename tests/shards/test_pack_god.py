@@ -80,11 +80,11 @@ def test_one_mean_for_all_voxels_on_request(god_files, tmp_path):
     assert ds.stats("sbj_1").mean.shape == (1,) and [len(ds.ids(s)) for s in ("train", "test")] == [10, 4]
 
 
-@pytest.mark.parametrize("voxels", [100, 112])
-def test_legacy_statistics_are_those_of_the_padded_training_rows(golden, broken, tmp_path, voxels):
-    stored = golden("dataprep")
-    rows, padded = stored[f"voxts.{voxels}.in"], stored[f"pad.{voxels}.out"]  # 112 gets a whole patch of 16 more
-    assert padded.shape == (len(rows), 112 if voxels == 100 else 128)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_legacy_statistics_are_those_of_the_padded_training_rows(dataprep, dataprep_widths, broken, tmp_path, aligned):
+    stored, voxels = dataprep[1], max(width for width in dataprep_widths if (width % 16 == 0) == aligned)
+    rows, padded = stored[f"voxts.{voxels}.in"], stored[f"pad.{voxels}.out"]
+    assert padded.shape == (len(rows), voxels + 16 - voxels % 16)  # what is aligned gets a whole patch of 16 more
     masks = {"VC": np.ones(voxels, bool), "V1": None, "LOC": None}
     edit(broken / "sbj_1.npz", arr_0=rows[:12], arr_2=rows[12:16], **masks)
     pack_god(broken, tmp_path / "out", subjects=["sbj_1"], val_fraction=0, legacy=True)

@@ -85,16 +85,18 @@ def test_holding_out_depends_on_names_not_on_their_order():
 
 
 @pytest.mark.parity
-def test_windows_padding_and_scalar_z_score_are_the_papers(golden):
-    arrays = golden("dataprep")
-    expected = arrays["hcp.data"][:, 0]
-    for place, subject in enumerate(("s02", "s03", "s01")):
+def test_windows_padding_and_scalar_z_score_are_the_papers(dataprep, dataprep_widths):
+    meta, arrays = dataprep
+    subjects = meta["hcp"]["subject_order_used"]
+    expected = arrays["hcp.data"][:, 0].reshape(len(subjects), -1, arrays["hcp.data"].shape[-1])
+    for place, subject in enumerate(subjects):
         regions = [arrays[f"hcp.{subject}.V{i}"] for i in (1, 2, 3, 4)]
         windows = window_average(np.concatenate(regions, axis=1), 10)
         # The paper's code adds a whole patch when aligned, and takes its statistics over the padding too.
         padded = wrap_pad(windows, padded_width(windows.shape[1], 16, legacy_pad=True))
-        np.testing.assert_allclose(scalar_stats(padded).apply(padded), expected[6 * place : 6 * place + 6], atol=2e-6)
-    for width in (96, 100, 112):
+        np.testing.assert_allclose(scalar_stats(padded).apply(padded), expected[place], atol=2e-6)
+    assert dataprep_widths
+    for width in dataprep_widths:
         signals = arrays[f"voxts.{width}.in"]
         padded = wrap_pad(signals, padded_width(width, 16, legacy_pad=True))
         np.testing.assert_array_equal(padded, arrays[f"pad.{width}.out"])
