@@ -53,9 +53,10 @@ SIZES = {
 }  # fmt: skip
 REST = {
     "optim": {"lr": 1e-3, "warmup_steps": 30},
-    "engine": {"zero": 0, "precision": "auto"},
+    "engine": {"zero": 0, "precision": "fp32"},
     "track": {"wandb": "off"},
 }
+SIDE = 32  # pixels
 CONTRAST = {"self_contrast": 0.1, "cross_contrast": 0.05}
 LINEAR = {"kind": "linear"}
 BASE = "phase 1, patches"
@@ -74,8 +75,8 @@ def run_job(dataset: Dataset, work: Path, name: str, phase: type[Job], seed: int
     first = phase is Phase1Job
     tree = {
         "phase": "phase1" if first else "phase2", "name": name, "seed": seed, **REST,
-        "data": {"shards": [str(dataset.folder)], **({} if first else {"image_size": 64})},
-        "train": {"steps": steps, "batch": 32, "log_every": 50, "save_every": 10**6, "val_every": max(1, steps // 4)},
+        "data": {"shards": [str(dataset.folder)], **({} if first else {"image_size": SIDE})},
+        "train": {"steps": steps, "batch": 32, "log_every": 50, "save_every": 10**6, "val_every": max(1, steps // 2)},
         **({"model": SIZES["model"]} if first else SIZES), **more,
     }  # fmt: skip
     run, began = work / f"{name}-{seed}", time.perf_counter()
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="keeps set and runs; a study cut short goes on")
     parser.add_argument("--photos", default="", help="folder of photos to use as stimuli instead of rendered scenes")
     parser.add_argument("--json", type=Path, help="write the record here")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each phase")
+    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each phase")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=1200, help="training pictures")
     args = parser.parse_args()

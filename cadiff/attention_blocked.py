@@ -26,39 +26,49 @@ def fits(q_BHMD: Tensor, k_BHND: Tensor) -> bool:
 
 
 class BlockedAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(D)) v for (B, H, M, D), (B, H, N, D) and (B, H, N, D) of one dtype."""
+    """softmax(q k^T / sqrt(D)) v for (B, H, M, D), (B, H, N, D) and (B, H, N, D) of one dtype and any strides.
+
+    The result lies in memory as (B, M, H, D), as the projection behind it reads it.
+    """
 
     @staticmethod
     def forward(ctx: Any, q_BHMD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        # Kept as they came: views of one projection's output, which no copies join.
+        ctx.save_for_backward(q_BHMD, k_BHND, v_BHND)
+        out_BHMD = _laid_by_rows(q_BHMD)
         with torch.autocast("cpu", enabled=False):
-            q_GMD, k_GND, v_GND = (heads.reshape(-1, *heads.shape[2:]) for heads in (q_BHMD, k_BHND, v_BHND))
-            out_GMD = torch.empty_like(q_GMD)
-            scores_CMN = _room(q_GMD, k_GND)
-            for part in _parts(q_GMD, k_GND):
-                torch.bmm(_weights(q_GMD[part], k_GND[part], scores_CMN), v_GND[part], out=out_GMD[part])
-            ctx.save_for_backward(q_GMD, k_GND, v_GND)
-        return out_GMD.view(*q_BHMD.shape[:3], -1)
+            scores_CMN = _room(q_BHMD, k_BHND)
+            for part in _parts(q_BHMD, k_BHND):
+                q_CMD, k_CND, v_CND = (heads[part].flatten(0, 1) for heads in (q_BHMD, k_BHND, v_BHND))
+                out_CMD = _weights(q_CMD, k_CND, scores_CMN) @ v_CND
+                out_BHMD[part] = out_CMD.view_as(out_BHMD[part])
+        return out_BHMD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BHMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q_GMD, k_GND, v_GND = ctx.saved_tensors
+        q_BHMD, k_BHND, v_BHND = ctx.saved_tensors
+        scale = 1 / math.sqrt(q_BHMD.shape[3])
+        grads = [_laid_by_rows(heads) for heads in (q_BHMD, k_BHND, v_BHND)]
         with torch.autocast("cpu", enabled=False):
-            grad_GMD = grad_BHMD.reshape(q_GMD.shape)
-            grads = [torch.empty_like(heads) for heads in (q_GMD, k_GND, v_GND)]
-            scores_CMN = _room(q_GMD, k_GND)
-            through_CMN = torch.empty_like(scores_CMN, dtype=q_GMD.dtype)
-            for part in _parts(q_GMD, k_GND):
-                weights_CMN = _weights(q_GMD[part], k_GND[part], scores_CMN)
-                some_CMN = through_CMN[: len(weights_CMN)]
-                torch.bmm(weights_CMN.transpose(1, 2), grad_GMD[part], out=grads[2][part])
-                torch.bmm(grad_GMD[part], v_GND[part].transpose(1, 2), out=some_CMN)
-                some_CMN = torch._softmax_backward_data(some_CMN, weights_CMN, 2, some_CMN.dtype)
-                torch.bmm(some_CMN, k_GND[part], out=grads[0][part])
-                torch.bmm(some_CMN.transpose(1, 2), q_GMD[part], out=grads[1][part])
-        shape, scale = grad_BHMD.shape, 1 / math.sqrt(q_GMD.shape[2])
-        query, key, value = (grad.view(*shape[:2], *grad.shape[1:]) for grad in grads)
-        return query.mul_(scale), key.mul_(scale), value
+            scores_CMN = _room(q_BHMD, k_BHND)
+            for part in _parts(q_BHMD, k_BHND):
+                q_CMD, k_CND, v_CND, grad_CMD = (
+                    heads[part].flatten(0, 1) for heads in (q_BHMD, k_BHND, v_BHND, grad_BHMD)
+                )
+                weights_CMN = _weights(q_CMD, k_CND, scores_CMN)
+                through_CMN = grad_CMD @ v_CND.transpose(1, 2)
+                through_CMN = torch._softmax_backward_data(through_CMN, weights_CMN, 2, through_CMN.dtype)
+                some = (through_CMN @ k_CND).mul_(scale), (through_CMN.transpose(1, 2) @ q_CMD).mul_(scale)
+                for grad, of_part in zip(grads, (*some, weights_CMN.transpose(1, 2) @ grad_CMD)):
+                    grad[part] = of_part.view_as(grad[part])
+        query, key, value = grads
+        return query, key, value
+
+
+def _laid_by_rows(heads_BHMD: Tensor) -> Tensor:
+    """Memory for a tensor of this shape and dtype, in the order (B, M, H, D)."""
+    return torch.empty_like(heads_BHMD.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _weights(q_CMD: Tensor, k_CND: Tensor, scores_CMN: Tensor) -> Tensor:
@@ -68,15 +78,22 @@ def _weights(q_CMD: Tensor, k_CND: Tensor, scores_CMN: Tensor) -> Tensor:
     return some_CMN.softmax(dim=2).to(q_CMD.dtype)
 
 
-def _room(q_GMD: Tensor, k_GND: Tensor) -> Tensor:
+def _room(q_BHMD: Tensor, k_BHND: Tensor) -> Tensor:
     """Float32 scratch for the scores of as many heads as are done at a time."""
-    return torch.empty(_heads_at_once(q_GMD, k_GND), q_GMD.shape[1], k_GND.shape[1])
+    return torch.empty(_heads_at_once(q_BHMD, k_BHND), q_BHMD.shape[2], k_BHND.shape[2])
 
 
-def _heads_at_once(q_GMD: Tensor, k_GND: Tensor) -> int:
-    return max(1, min(len(q_GMD), _CACHE // (4 * q_GMD.shape[1] * k_GND.shape[1])))
+def _heads_at_once(q_BHMD: Tensor, k_BHND: Tensor) -> int:
+    samples, heads = q_BHMD.shape[:2]
+    return max(1, min(samples * heads, _CACHE // (4 * q_BHMD.shape[2] * k_BHND.shape[2])))
 
 
-def _parts(q_GMD: Tensor, k_GND: Tensor) -> list[slice]:
-    step = _heads_at_once(q_GMD, k_GND)
-    return [slice(begin, min(begin + step, len(q_GMD))) for begin in range(0, len(q_GMD), step)]
+def _parts(q_BHMD: Tensor, k_BHND: Tensor) -> list[tuple[slice, slice]]:
+    """Samples and heads that are done together: whole samples, or some heads of one."""
+    (samples, heads), step = q_BHMD.shape[:2], _heads_at_once(q_BHMD, k_BHND)
+    some, few = max(1, step // heads), min(step, heads)
+    return [
+        (slice(sample, sample + some), slice(head, head + few))
+        for sample in range(0, samples, some)
+        for head in range(0, heads, few)
+    ]

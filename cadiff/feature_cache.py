@@ -8,7 +8,8 @@ import json
 from torch import nn
 
 from cadiff.config import Job
-from cadiff.errors import ConfigError
+from cadiff.errors import ConfigError, DataError
+from cadiff.kernels.mask import kept_patches
 from cadiff.models.image_mae import Vit
 from cadiff.shards.features import Features
 
@@ -58,10 +59,36 @@ def open_features(job: Job) -> Features | None:
     return features
 
 
+def features_identity(features: Features | None, precision: str) -> str | None:
+    """What makes training with kept features another experiment than computing them; None where nothing does.
+
+    Args:
+        precision: of the job. The encoder of a cache ran in float32, that of a bf16 job would not.
+    """
+    if features is None or (features.rounding is None and precision == "fp32"):
+        return None
+    return features.rounding or f"float32 in {precision}"
+
+
 def check_encoder(features: Features | None, phase: nn.Module) -> None:
-    """Raise ConfigError unless the features are of just the encoder that this phase 2 holds."""
-    if features is not None and features.manifest.encoder != encoder_hash(phase.image.vit):
+    """Raise ConfigError unless the features are of just the encoder that this phase 2 holds.
+
+    Raises:
+        ConfigError: another encoder's. DataError: features.json tells of other tokens than that encoder gives.
+    """
+    if features is None:
+        return
+    if features.manifest.encoder != encoder_hash(phase.image.vit):
         raise ConfigError(
             f"data.features: {features.folder} are of another encoder than the one this job starts from. Pack them "
             "again with `cadiff pack features ... --vit` and the folder that init.image names, or set data.features=''."
         )
+    about, length = features.manifest, phase.image.length
+    visible = 1 + kept_patches(length, about.mask_ratio) if about.masks else 0
+    wanted = {"whole": 1 + length, "visible": visible, "width": phase.image.vit.layernorm.normalized_shape[0]}
+    for name, value in wanted.items():
+        if getattr(about, name) != value:
+            raise DataError(
+                f"{features.folder}/features.json: {name} is {getattr(about, name)}, but this encoder gives {value}. "
+                "Remove the folder and run `cadiff pack features` again."
+            )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from cadiff import __version__
@@ -132,7 +133,13 @@ def _load(folder: Path, image_size: int) -> ImageMae:
     found = read_json(folder / "config.json")
     found = found if isinstance(found, dict) else {}
     sizes = {ours: found[theirs] for ours, theirs in _SIZES.items() if theirs in found}
-    image = ImageModel(**sizes, decoder_depth=1)  # of which nothing is used here
+    try:
+        image = ImageModel(**sizes, decoder_depth=1)  # of which nothing is used here
+    except ValidationError as problem:
+        error = problem.errors()[0]
+        raise DataError(
+            f"{folder}/config.json: {error['loc'][0]} = {error['input']!r}: {error['msg']}. Save the model again."
+        ) from None
     model = ImageMae(image, image_size)
     load_vit(model, folder, image, image_size)
     return model.eval()

@@ -15,6 +15,7 @@ D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -49,6 +50,8 @@ class Activated(NamedTuple):
 
 Rows = Tensor | Normed | Activated
 
+_BEHIND = 1024  # values
+
 
 def gelu(rows_RD: Tensor) -> Activated:
     """GELU of rows of any float dtype, for a ``LeanLinear`` to read."""
@@ -74,26 +77,28 @@ class LeanLinear(nn.Linear):
         casts = torch.is_autocast_enabled(kind) and self.weight.dtype == torch.float32
         if not casts or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(rows_RI)
-        half_RI = rows_RI.to(torch.get_autocast_dtype(kind))
-        again, kept = (None, (half_RI.detach(),)) if isinstance(rows, Tensor) else rows.recipe()
-        return _Linear.apply(half_RI, self.weight, self.bias, again, *kept)
+        again, made_of = (None, ()) if isinstance(rows, Tensor) else rows.recipe()
+        return _Linear.apply(rows_RI, self.weight, self.bias, torch.get_autocast_dtype(kind), again, *made_of)
 
 
 class _Linear(torch.autograd.Function):
-    """Rows in half precision times a float32 weight, both as autocast computes it, keeping what ``again`` needs."""
+    """Rows times a float32 weight, both cast to ``dtype`` as autocast does, keeping only what ``again`` needs."""
 
     @staticmethod
     def forward(
-        ctx: Any, half_RI: Tensor, weight_OI: Tensor, bias_O: Tensor, again: Callable[..., Tensor] | None, *kept: Tensor
-    ) -> Tensor:
-        ctx.dtype, ctx.again = half_RI.dtype, again
+        ctx: Any, rows_RI: Tensor, weight_OI: Tensor, bias_O: Tensor, dtype: torch.dtype,
+        again: Callable[..., Tensor] | None, *made_of: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.dtype, ctx.again = dtype, again
+        half_TI = _cast(rows_RI.reshape(-1, rows_RI.shape[-1]), dtype)
+        kept = (made_of if again else (half_TI,)) if ctx.needs_input_grad[1] else ()
         # The parameter itself: under ZeRO-3 its data leaves and is back in backward.
-        ctx.save_for_backward(weight_OI, *(kept if ctx.needs_input_grad[1] else ()))
-        rows_TI, half_O = half_RI.reshape(-1, half_RI.shape[-1]), bias_O.to(half_RI.dtype)
+        ctx.save_for_backward(weight_OI, *kept)
+        out_TO = _room((len(half_TI), len(weight_OI)), dtype, rows_RI.device)
         # Not F.linear, which ZeRO-3 replaces by one that rounds before it adds the bias.
-        with torch.autocast(half_RI.device.type, enabled=False):
-            out_TO = torch.addmm(half_O, rows_TI, weight_OI.to(half_RI.dtype).t())
-        return out_TO.view(*half_RI.shape[:-1], -1)
+        with torch.autocast(rows_RI.device.type, enabled=False):
+            torch.addmm(bias_O.to(dtype), half_TI, _cast(weight_OI, dtype).t(), out=out_TO)
+        return out_TO.view(*rows_RI.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -104,7 +109,7 @@ class _Linear(torch.autograd.Function):
         rows, weight, bias = None, None, None
         with torch.autocast(kind, enabled=False):
             if needs_rows:
-                rows = (grad_TO @ weight_OI.to(ctx.dtype)).view(*grad_RO.shape[:-1], -1)
+                rows = (grad_TO @ _cast(weight_OI, ctx.dtype)).view(*grad_RO.shape[:-1], -1)
             if needs_weight:
                 half_TI = _made(ctx.again, kept, kind, ctx.dtype).reshape(-1, weight_OI.shape[1])
                 weight = (grad_TO.t() @ half_TI).to(weight_OI.dtype)
@@ -123,3 +128,17 @@ def _made(again: Callable[..., Tensor] | None, kept: list[Tensor], kind: str, dt
 
 def _normed(eps: float, source_RD: Tensor, gain_D: Tensor, shift_D: Tensor) -> Tensor:
     return F.layer_norm(source_RD, gain_D.shape, gain_D, shift_D, eps)
+
+
+def _cast(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows if rows.dtype == dtype else _room(rows.shape, dtype, rows.device).copy_(rows)
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a tensor, and a little behind it.
+
+    glibc gives aligned memory out of a freed block only if that is some 100 bytes larger. Without the little, most of
+    what is freed here could not be used for the next tensor of the same size, and a step held a tenth more.
+    """
+    values = math.prod(shape)
+    return torch.empty(values + _BEHIND, dtype=dtype, device=device)[:values].view(shape)

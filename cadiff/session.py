@@ -22,7 +22,7 @@ from cadiff.distributed import Place, processes_here
 from cadiff.engine import Engine
 from cadiff.errors import ConfigError
 from cadiff.exports import parent_hash
-from cadiff.feature_cache import check_encoder, open_features
+from cadiff.feature_cache import check_encoder, features_identity, open_features
 from cadiff.figures import Figures
 from cadiff.files import read_json, write_json, write_text
 from cadiff.fitting import agree_on_data, check_layout, check_negatives, check_pictures, signal_width, subject_voxels
@@ -104,14 +104,15 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     if job.phase == "phase2" and job.adapter.init == "ridge":
         start_by_ridge(phase.adapters, job, datasets)
     check_encoder(features, phase)
+    precision = choose_precision(job.engine.precision, device_of(place), place)
     identity = {
         "job_hash": job_hash(job),
         "data": [dataset.hash for dataset in datasets],
         "parents": parents(job),
-        "features": features.rounding if features else None,
+        "features": features_identity(features, precision),
         "world": place.world,
         "zero": job.engine.zero,
-        "precision": choose_precision(job.engine.precision, device_of(place), place),
+        "precision": precision,
     }
     finished = claim(run, identity, place)
     if place.is_main:
@@ -180,11 +181,14 @@ def job_hash(job: Job) -> str:
     """What makes two jobs the same experiment: all settings but names, reporting, saving, mirrors and paths.
 
     Data and parents count by what is in them, not by where they lie: ``identity`` holds their hashes beside this one.
-    Kept features are what the job would compute, so they count only where they were rounded (``Features.rounding``).
+    Kept features are what the job would compute, and count only where they are not quite (``features_identity``). A key
+    that is new and at its default does not count either: a run begun without it goes on.
     """
     tree = job.model_dump(exclude={"name", "track", "init"})
     for key in ("shards", "workers", "cache", "remote_cache_gb", "on_damage", "damage_budget", "check", "features"):
         tree["data"].pop(key)
+    if job.data.stimuli_fraction == 1:
+        tree["data"].pop("stimuli_fraction")
     tree["engine"].pop("precision")  # what "auto" came to is in the identity
     for key in ("log_every", "save_every", "keep", "on_bad_step", "bad_budget"):
         tree["train"].pop(key)

@@ -11,7 +11,7 @@ from tiny_pairs import FMRI, IMAGE, phase2_job, value
 from cadiff.config import ImageModel, load_job
 from cadiff.errors import ConfigError, DataError
 from cadiff.exports import load_part
-from cadiff.feature_cache import FROZEN, check_encoder, encoder_hash, open_features
+from cadiff.feature_cache import FROZEN, check_encoder, encoder_hash, features_identity, open_features
 from cadiff.feature_pack import FixedMasks, pack_features
 from cadiff.fitting import check_pictures
 from cadiff.masking import picture_mask
@@ -222,7 +222,23 @@ def test_features_of_another_encoder_are_refused(vit, packed):
     check_encoder(None, phase)
 
 
-def test_only_rounded_features_make_another_experiment(vit, packed):
+def test_tokens_that_the_encoder_does_not_give_are_refused(vit, packed):
+    features, phase = Features(packed / "float32"), phase_of(job_of(vit))
+    features.manifest = features.manifest.model_copy(update={"whole": 9})
+    with pytest.raises(DataError, match="whole is 9, but this encoder gives 17"):
+        check_encoder(features, phase)
+
+
+def test_a_config_that_is_no_vits_is_one_error(vit, tiny_set, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 768.5}))
+    with pytest.raises(DataError, match=r"config.json: width = 768.5"):
+        pack_features([tiny_set], tmp_path / "out", tmp_path, image_size=16, masks=FixedMasks(0, 0.5, 3))
+
+
+def test_features_that_are_not_quite_what_a_job_would_compute_make_another_experiment(vit, packed):
+    exact, rounded = Features(packed / "float32"), Features(packed / "float16")
+    assert features_identity(None, "bf16") is None and features_identity(exact, "fp32") is None
+    assert features_identity(exact, "bf16") == "float32 in bf16" and features_identity(rounded, "fp32") == "float16"
     assert job_hash(job_of(vit, packed / "float32")) == job_hash(job_of(vit))
     assert job_hash(job_of(vit, "", 2)) != job_hash(job_of(vit))
     assert Features(packed / "float32").rounding is None and Features(packed / "float16").rounding == "float16"
