@@ -76,7 +76,7 @@ def run_job(dataset: Dataset, work: Path, name: str, phase: type[Job], seed: int
     tree = {
         "phase": "phase1" if first else "phase2", "name": name, "seed": seed, **REST,
         "data": {"shards": [str(dataset.folder)], **({} if first else {"image_size": SIDE})},
-        "train": {"steps": steps, "batch": 32, "log_every": 50, "save_every": 10**6, "val_every": max(1, steps // 2)},
+        "train": {"steps": steps, "batch": 32, "log_every": 50, "save_every": 10**6, "val_every": steps, "select": "last"},
         **({"model": SIZES["model"]} if first else SIZES), **more,
     }  # fmt: skip
     run, began = work / f"{name}-{seed}", time.perf_counter()

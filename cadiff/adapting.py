@@ -5,7 +5,7 @@ from its own training signals to the mean of what their maps make of theirs (hyp
 finished space), with the penalty chosen on stimuli left out. Ridge regression shrinks what it is unsure of, most of all
 from few samples, but the network knows signals of the size that the known subjects' maps give: so the map is scaled.
 
-Legend: N samples, M samples of known subjects, S stimuli, V voxels, W width of the shared space.
+Legend: N samples, n samples of one set, M samples of known subjects, S stimuli, V voxels, W width of the shared space.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from cadiff.baselines import ridge_fit
 from cadiff.config import Phase2Job
 from cadiff.errors import ConfigError
-from cadiff.models.adapter import VoxelAdapters, stored_adapters
+from cadiff.exports import read_card
+from cadiff.models.adapter import VoxelAdapters, described_adapters, stored_adapters
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.mixture import Chosen, choose
 from cadiff.shards.portion import part_of_stimuli
@@ -45,7 +46,7 @@ def network_signals(adapters: VoxelAdapters | None, dataset: Dataset, ids_N: np.
     subject_N = dataset.table.subject[ids_N].astype(np.int64)
     asked = {dataset.subjects[number]: int(dataset.voxel_counts[number]) for number in np.unique(subject_N)}
     adapters.require(asked, str(dataset.folder))
-    adapters.number_by(dataset.subjects)
+    adapters.number_by(dataset.subjects, only=asked)
     device, out_NW = next(adapters.parameters()).device, np.empty((len(ids_N), adapters.width), np.float32)
     for start in range(0, len(ids_N), ROWS):
         rows = slice(start, start + ROWS)
@@ -57,7 +58,8 @@ def network_signals(adapters: VoxelAdapters | None, dataset: Dataset, ids_N: np.
 def start_by_ridge(adapters: VoxelAdapters, job: Phase2Job, datasets: Sequence[Dataset]) -> dict[str, float]:
     """Give each subject that ``init.tuned`` does not know a map to the mean of those it knows, on training stimuli.
 
-    Every rank computes the same from the same samples: those that the job will train on.
+    Every rank computes the same from the same samples: those that the job will train on, without those of damaged
+    blocks where ``data.on_damage`` passes over them.
 
     Returns:
         For each new subject the part of the targets' variance that is predicted for training stimuli left out.
@@ -65,21 +67,22 @@ def start_by_ridge(adapters: VoxelAdapters, job: Phase2Job, datasets: Sequence[D
     Raises:
         ConfigError: nobody is new, or a new subject shares too few training stimuli with the known ones.
     """
-    known = stored_adapters(job.init.tuned)
-    here = {name for dataset in datasets for name in dataset.subjects}
-    teachers = sorted(here & known.subjects.keys()) if known else []
-    new = [name for name in adapters.subjects if known is None or name not in known.subjects]
+    known = (described_adapters(read_card(job.init.tuned)) or {"subjects": {}})["subjects"]
+    teachers = sorted({name for dataset in datasets for name in dataset.subjects} & known.keys())
+    new = [name for name in adapters.subjects if name not in known]
     if not teachers or not new:
         raise ConfigError(
             f"adapter.init = 'ridge' fits subjects that {job.init.tuned} does not know to those it knows: "
             f"{len(new)} of data.subjects are new, {len(teachers)} of data.shards known. Name a set that holds both, "
             "and the new ones in data.subjects, or set adapter.init=wrap."
         )
-    mean_SW, row_of, spread = _mean_by_stimulus(known, datasets, choose(datasets, "train", teachers, True, 1))
+    seen = _sound(datasets, choose(datasets, "train", teachers, True, 1), job)
+    mean_SW, row_of, spread = _mean_by_stimulus(stored_adapters(job.init.tuned, teachers), datasets, seen)
     told = {}
     for name in new:
         chosen = choose(datasets, "train", [name], True, 1)
         chosen = part_of_stimuli(datasets, chosen, job.data.stimuli_fraction, job.seed, 1)
+        chosen = _sound(datasets, chosen, job)
         pairs = [(k, int(datasets[k].table.stimulus[i])) for k, i in zip(chosen.which.tolist(), chosen.ids.tolist())]
         shared_N = np.array([pair in row_of for pair in pairs])
         if len({pair for pair in pairs if pair in row_of}) < 2:
@@ -124,6 +127,8 @@ def _mean_by_stimulus(
             np.add.at(sum_SW, row_M, signal_MW)
             for stimulus, mean_W in zip(seen_S.tolist(), sum_SW / np.bincount(row_M)[:, None]):
                 means.setdefault((k, stimulus), []).append(mean_W.astype(np.float32))
+    if not means:
+        return np.empty((0, known.width), np.float32), {}, 1.0
     row_of = {pair: row for row, pair in enumerate(means)}
     mean_SW = np.stack([np.mean(parts, axis=0) for parts in means.values()])
     return mean_SW, row_of, float(np.mean(variances)) ** 0.5
@@ -131,5 +136,26 @@ def _mean_by_stimulus(
 
 def _own_signals(datasets: Sequence[Dataset], chosen: Chosen, voxels: int) -> np.ndarray:
     """One subject's signals without padding, float32 (N, V), in the order of ``chosen``, which goes by set."""
-    parts = [ds.signals(chosen.ids[chosen.which == k], ds.voxels)[:, :voxels] for k, ds in enumerate(datasets)]
+    parts = [np.empty((0, voxels), np.float32)]
+    for k, dataset in enumerate(datasets):
+        ids = chosen.ids[chosen.which == k]
+        if len(ids):  # a set of others only may be narrower than this subject
+            parts.append(dataset.signals(ids, dataset.voxels)[:, :voxels])
     return np.concatenate(parts)
+
+
+def _sound(datasets: Sequence[Dataset], chosen: Chosen, job: Phase2Job) -> Chosen:
+    """Those of these samples that may be read; all, where damage is to stop the job: reading them does that."""
+    if job.data.on_damage == "raise":
+        return chosen
+    bad_N = np.zeros(len(chosen), dtype=bool)
+    for k, dataset in enumerate(datasets):
+        rows = np.flatnonzero(chosen.which == k)
+        ids = chosen.ids[rows]
+        if len(ids) and job.data.check == "every" and dataset.store.table_MW is None:
+            dataset.check_rows(ids)
+        block_n = dataset.block_of[ids]
+        bad_N[rows] = np.isin(block_n, dataset.checks.damaged(block_n))
+    if bad_N.any():
+        log.warning("adapter.init = 'ridge': %d of %d samples are damaged and left out", bad_N.sum(), len(chosen))
+    return Chosen(chosen.which[~bad_N], chosen.ids[~bad_N])

@@ -2,10 +2,10 @@
 
 PyTorch's fused attention for CPUs spends most of its time in products too small for it: in bfloat16, forward and
 backward together take two to seven times as long (benchmarks/bench_attention_cpu.py). Scores and softmax are float32;
-products with the weights run in the dtype of the queries. Weights are made again in backward: all of a block's together
-would be the largest thing it keeps, and one product of five costs a few percent of attention.
+products with the weights run in the dtype of the queries. Weights are made again in backward: with long sequences and
+narrow heads they would be the largest thing that a block keeps.
 
-Legend: G heads of all samples together, C of them at a time, M queries, N keys, D head size.
+Legend: B samples, H heads, C heads of some samples done together, M queries, N keys, D head size.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,16 @@ def parent_hash(folder: str | Path) -> str:
     return sha256(weights) if weights.is_file() else export_hash(read_card(folder))
 
 
-def load_part(folder: str | Path, part: str) -> dict[str, Tensor]:
+def load_part(folder: str | Path, part: str, names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Load one part's weights on the CPU, after checking size and hash against the card.
 
+    Args:
+        names: load these tensors only (None: all). The hash is still that of the whole file.
+
     Raises:
-        DataError: the part is missing, damaged or not listed.
+        DataError: the part is missing, damaged or not listed, or has no tensor of such a name.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     folder, card = find_export(folder), read_card(folder)
     path = folder / f"{part}.safetensors"
@@ -98,7 +102,12 @@ def load_part(folder: str | Path, part: str) -> dict[str, Tensor]:
         raise DataError(f"{path}: missing or cut short; expected {listed.get('bytes')} bytes.")
     if sha256(path) != listed.get("sha256"):
         raise DataError(f"{path}: its hash differs from card.json. The file was damaged or changed; export again.")
-    return load_file(path)
+    with safe_open(path, framework="pt", device="cpu") as stored:
+        held = set(stored.keys())
+        wanted = held if names is None else set(names)
+        if absent := sorted(wanted - held):
+            raise DataError(f"{path}: part '{part}' has no tensor {absent[0]}. It does not fit its card; export again.")
+        return {name: stored.get_tensor(name) for name in sorted(wanted)}
 
 
 def load_into(module: torch.nn.Module, state: dict[str, Tensor], *, what: str) -> dict[str, list[str]]:

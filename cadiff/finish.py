@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cadiff.attention import describe_attention
+from cadiff.beginning import ridge_of
 from cadiff.errors import NonFiniteError
 from cadiff.exports import save_export
 from cadiff.files import whole_file, write_json
@@ -91,6 +92,7 @@ def _card(session: Session, chosen: dict[str, Any]) -> dict[str, Any]:
         "steps": session.steps,
         "selected": chosen,
         "init": {source: describe_init(report) for source, report in phase.init_report.items()},
+        **ridge_of(session.run),
         "lineage": session.identity,
     }
 

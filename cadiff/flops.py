@@ -13,11 +13,15 @@ from collections.abc import Callable
 
 from cadiff.config import ImageModel, Job, Phase1Job, Phase2Job
 from cadiff.kernels.mask import kept_patches
+from cadiff.models.adapter import VoxelAdapters
 
 Passes = tuple[float, float]  # operations forward and backward
+Formula = Callable[[Job, int, int, int, VoxelAdapters | None], float]
 
 
-def phase1_flops(job: Phase1Job, voxels: int, widest: int, micro_batch: int) -> float:
+def phase1_flops(
+    job: Phase1Job, voxels: int, widest: int, micro_batch: int, adapters: VoxelAdapters | None = None
+) -> float:
     """Operations of one sample's training step in phase 1: matrix products and attention, a multiplication and an
     addition each counted.
 
@@ -34,6 +38,7 @@ def phase1_flops(job: Phase1Job, voxels: int, widest: int, micro_batch: int) -> 
         voxels: of a sample after padding; a clip has ``data.clip_frames`` times as many values.
         widest: the most voxels a sample has: what a packed batch is padded to for its contrast.
         micro_batch: samples per rank and forward, which is B where the negatives are a micro-batch's.
+        adapters: this phase has none; every formula is called alike.
     """
     model, loss = job.model, job.loss
     places, frames = voxels // model.patch, job.data.clip_frames // model.patch_frames
@@ -55,29 +60,33 @@ def phase1_flops(job: Phase1Job, voxels: int, widest: int, micro_batch: int) -> 
     return views * (2 * embed + 3 * network) + products * contrast
 
 
-def phase2_flops(job: Phase2Job, voxels: int, widest: int, micro_batch: int) -> float:
+def phase2_flops(
+    job: Phase2Job, voxels: int, widest: int, micro_batch: int, adapters: VoxelAdapters | None = None
+) -> float:
     """Operations of one sample's training step in phase 2; see ``phase2_parts``.
 
     Args: ``widest``, ``micro_batch``: not needed here; every formula is called alike.
     """
-    return sum(sum(passes) for passes in phase2_parts(job, voxels).values())
+    return sum(sum(passes) for passes in phase2_parts(job, voxels, adapters).values())
 
 
-def phase2_parts(job: Phase2Job, voxels: int) -> dict[str, Passes]:
+def phase2_parts(job: Phase2Job, voxels: int, adapters: VoxelAdapters | None = None) -> dict[str, Passes]:
     """The same part by part, forward and backward, without what has no weight or comes from a feature cache.
 
     The frozen image encoder has no backward, and keys and values of its tokens have one product in theirs, for their
-    weights. A linear voxel adapter is counted at the padded width, and makes the signal a factor with a gradient.
+    weights. Voxel adapters make the signal a factor with a gradient; each sample goes through the maps of all subjects.
 
     Args:
-        voxels: of a sample after padding.
+        voxels: of a sample after padding; what adapters lead to has their width instead.
+        adapters: the phase's own, where it has any.
     """
+    voxels = voxels if adapters is None else adapters.width
     model, image, loss = job.model, job.image, job.loss
     width, wide, layers = model.width, image.width, job.cross.layers
     patches, places = voxels // model.patch, (job.data.image_size // image.patch) ** 2
     seen, visible = 1 + kept_patches(patches, loss.fmri_mask), 1 + kept_patches(places, loss.image_mask)
     mlp, inner = int(width * model.mlp_ratio), int(model.decoder_width * model.mlp_ratio)
-    linear = job.adapter.kind == "linear"
+    linear = adapters is not None
 
     def encoder(tokens: int) -> Passes:
         embed, blocks = 2 * (tokens - 1) * model.patch * width, model.depth * _block(tokens, width, mlp)
@@ -94,9 +103,8 @@ def phase2_parts(job: Phase2Job, voxels: int) -> dict[str, Passes]:
         return forward, 2 * forward
 
     parts: dict[str, Passes] = {}
-    if linear:
-        maps = 2 * voxels * (job.adapter.width or voxels)
-        parts["adapter"] = maps, maps
+    if adapters is not None:
+        parts["adapter"] = _adapters(adapters)
     if loss.fmri:
         to_fmri, maps = cross(seen, 1 + places, 1 + image.train_encoder), 4 * seen * width * wide
         blocks = model.decoder_depth * _block(1 + patches, model.decoder_width, inner)
@@ -119,6 +127,14 @@ def _visible_kept(job: Phase2Job) -> bool:
     return bool(job.data.features and job.loss.image_masks)
 
 
+def _adapters(adapters: VoxelAdapters) -> Passes:
+    """The maps of all subjects; a signal is data, so that only what stands behind a map of low rank has two factors."""
+    own, out = 2 * sum(adapters.subjects.values()), 2 * len(adapters.subjects) * adapters.width
+    if adapters.rank:
+        return adapters.rank * (own + out), adapters.rank * (own + 2 * out)
+    return own * adapters.width, own * adapters.width
+
+
 def _image_encoder(image: ImageModel, tokens: int) -> Passes:
     embed = 2 * (tokens - 1) * 3 * image.patch**2 * image.width
     blocks = image.depth * _block(tokens, image.width, image.mlp_width)
@@ -130,7 +146,7 @@ def _block(tokens: int, width: int, hidden: int) -> int:
 
 
 # The formula of each phase's step; None where there is none yet, and then nothing is said of its MFU.
-FLOPS: dict[str, Callable[[Job, int, int, int], float] | None] = {
+FLOPS: dict[str, Formula | None] = {
     "phase1": phase1_flops,
     "phase2": phase2_flops,
     "first_stage": None,
@@ -139,7 +155,7 @@ FLOPS: dict[str, Callable[[Job, int, int, int], float] | None] = {
 }
 
 
-def formula_of(job: Job) -> Callable[[Job, int, int, int], float] | None:
+def formula_of(job: Job) -> Formula | None:
     """The formula for this job; None where only voxel adapters are trained, or the phase has none."""
     if job.phase == "phase2" and job.adapter.only:
         return None

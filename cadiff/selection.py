@@ -23,6 +23,8 @@ from cadiff.config import Job
 from cadiff.errors import ConfigError, DataError
 from cadiff.exports import load_part, read_card, save_export
 from cadiff.files import read_json, sync_folder, whole_file
+from cadiff.shards.clips import Clips
+from cadiff.shards.dataset import Dataset
 
 log = logging.getLogger(__name__)
 LOWER = ("loss",)  # figures that are better when they are lower; of all others more is better
@@ -32,13 +34,13 @@ class Best:
     """The best validation of a run so far, the same on every rank.
 
     Attributes:
-        figure: what ``train.select`` names: "last", or a figure of the validations.
+        figure: what chooses (``chosen_by``): "last", or a figure of the validations.
         found: ``{"figure", "step", "value"}`` of the best; None before the first validation.
     """
 
     def __init__(self, run: Path, job: Job, writes: bool) -> None:
         """Args: ``writes``: whether this rank writes the files."""
-        self._run, self._writes, self.figure = run, writes, job.train.select
+        self._run, self._writes, self.figure = run, writes, chosen_by(job)
         self._name = f"{'val_ema' if job.train.ema else 'val'}/{self.figure}"
         self.found: dict[str, Any] | None = None
 
@@ -126,22 +128,66 @@ class Best:
         return self._run / "best" / f"step-{step:06d}"
 
 
-def check_selection(job: Job, figures: list[str], has_validation: bool) -> None:
+def chosen_by(job: Job) -> str:
+    """What chooses the step that a job exports: ``train.select``, and for "auto" what it comes to.
+
+    Linear voxel adapters make the target of phase 2's fMRI term: the loss of one step and of another are then not of
+    the same thing, but a correlation does not ask for the target's scale.
+
+    Raises:
+        ConfigError: the loss is asked for where it is no measure.
+    """
+    asked = job.train.select
+    moving = job.phase == "phase2" and job.adapter.kind == "linear" and job.loss.fmri > 0
+    instead = "image_correlation" if moving and job.loss.image else "fmri_correlation"
+    if asked == "auto":
+        return instead if moving else "loss"
+    if asked == "loss" and moving:
+        raise ConfigError(
+            "train.select = 'loss': with adapter.kind = 'linear' the fMRI term's target is the adapted signal, whose "
+            f"scale changes, so that losses of two steps do not compare. Set train.select={instead} (auto does), or "
+            "loss.fmri=0."
+        )
+    return asked
+
+
+def validation_samples(job: Job, datasets: list[Dataset]) -> int:
+    """How many samples of the validation split are for this job: of its subjects, with a picture if it needs one."""
+    count = 0
+    for dataset in datasets:
+        known = [subject for subject in job.data.subjects if subject in dataset.subjects]
+        if job.data.subjects and not known and dataset.subjects:
+            continue
+        ids = dataset.ids(split="val", subjects=known if job.data.subjects else None)
+        if job.phase != "phase1":
+            stimuli = dataset.table.stimulus[ids]
+            ids = ids[(stimuli >= 0) & dataset.has_picture[stimuli]]
+        count += len(Clips([dataset], job.data.clip_frames).starts(0, ids))
+    return count
+
+
+def check_selection(job: Job, figures: list[str], samples: int, ranks: int) -> None:
     """Refuse a ``train.select`` that a job cannot follow, before its first step.
 
     Args:
         figures: what its validations report beside the loss.
+        samples: of the validation split (``validation_samples``); fewer than ``ranks`` make no validation.
 
     Raises:
-        ConfigError: there is no validation, or no such figure.
+        ConfigError: there is no validation, or no such figure, or one that is no measure.
     """
-    asked = job.train.select
+    asked = chosen_by(job)
     if asked == "last":
         return
-    if not has_validation:
+    if samples == 0:
         raise ConfigError(
             f"train.select = '{asked}' chooses among validations, and data.shards hold no validation samples for this "
             "job. Pack with a val_fraction above 0, or export the last weights with train.select=last."
+        )
+    if samples < ranks:
+        raise ConfigError(
+            f"train.select = '{asked}' chooses among validations, and data.shards hold {samples} validation samples, "
+            f"fewer than {ranks} ranks: use fewer ranks, or pack with a larger val_fraction."
         )
     known = ["last", "loss", *figures]
     if asked not in known:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from cadiff import checkpoint
-from cadiff.adapting import start_by_ridge
 from cadiff.attention import describe_attention
 from cadiff.bad_steps import BadSteps
+from cadiff.beginning import RIDGE, begin_by_ridge, is_finished
 from cadiff.config import Job, dump_toml
 from cadiff.devices import device_of
 from cadiff.distributed import Place, processes_here
@@ -33,8 +33,7 @@ from cadiff.kernels.tuning import agree_on_tiles
 from cadiff.phases import Space, build_phase
 from cadiff.precision import choose_precision, describe_precision
 from cadiff.schedule import job_steps
-from cadiff.selection import Best, check_selection
-from cadiff.shards.clips import Clips
+from cadiff.selection import Best, check_selection, chosen_by, validation_samples
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.faults import FaultPolicy
 from cadiff.shards.stream import Reading, Stream
@@ -96,13 +95,13 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
         whole = job.data.on_damage == "raise"
         hold_signals(datasets, job.data.cache, width, whole, device_of(place), processes_here(place))
     space = Space(width, len(stream.classes), subject_voxels(datasets, stream.subjects))
-    val = _validation_stream(job, datasets, place, micro, options)
+    count = validation_samples(job, datasets)
+    val = _validation_stream(job, datasets, count, place, micro, options)
     figures = Figures(job, datasets, part, options) if job.phase == "phase2" and val is not None else None
-    check_selection(job, figures.names if figures else [], val is not None)
+    check_selection(job, figures.names if figures else [], count, place.world)
     torch.manual_seed(job.seed)  # fresh weights are the same on every rank
     phase = build_phase(job, space)
-    if job.phase == "phase2" and job.adapter.init == "ridge":
-        start_by_ridge(phase.adapters, job, datasets)
+    explained = begin_by_ridge(phase, job, run, place, datasets)
     check_encoder(features, phase)
     precision = choose_precision(job.engine.precision, device_of(place), place)
     identity = {
@@ -117,6 +116,8 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     finished = claim(run, identity, place)
     if place.is_main:
         write_text(run / "job.toml", dump_toml(job))
+        if explained:
+            write_json(run / RIDGE, explained)
     if place.world > 1:
         agree_on_tiles(device_of(place))
     self_check(device_of(place))
@@ -124,7 +125,8 @@ def prepare(job: Job, run: Path, place: Place) -> Session:
     if place.is_main:
         report_parameters(job, engine)
     steps = job_steps(job.train, stream.steps_per_epoch)
-    meter = Meter(job, samples_by_voxels(job, datasets, width), micro, place, engine.device, identity["precision"])
+    counted = (samples_by_voxels(job, datasets, width), micro, place, engine.device, identity["precision"])
+    meter = Meter(job, *counted, getattr(phase, "adapters", None))
     if place.is_main:
         log.info(meter.describe())
     bad = BadSteps(run, job, place.is_main)
@@ -163,7 +165,7 @@ def claim(run: Path, identity: dict[str, Any], place: Place) -> bool:
                 f"{run}: is the run of another job (it differs in {', '.join(differing)}; see its job.toml). "
                 "Continue with the settings of that run, or give another --out folder."
             )
-        return (run / "summary.json").is_file() and (run / "export" / "card.json").is_file()
+        return is_finished(run)
     if place.is_main:
         write_json(path, identity)
     return False
@@ -192,7 +194,8 @@ def job_hash(job: Job) -> str:
     tree["engine"].pop("precision")  # what "auto" came to is in the identity
     for key in ("log_every", "save_every", "keep", "on_bad_step", "bad_budget"):
         tree["train"].pop(key)
-    if job.train.select == "last":  # else validations decide what is exported
+    tree["train"]["select"] = chosen_by(job)
+    if tree["train"]["select"] == "last":  # else validations decide what is exported
         for key in ("val_every", "val_batches", "select"):
             tree["train"].pop(key)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
@@ -205,19 +208,9 @@ def parents(job: Job) -> dict[str, str]:
 
 
 def _validation_stream(
-    job: Job, datasets: list[Dataset], place: Place, micro: int, options: dict[str, Any]
+    job: Job, datasets: list[Dataset], count: int, place: Place, micro: int, options: dict[str, Any]
 ) -> Stream | None:
-    """The validation split in batches no larger than training's; None where it has fewer samples than ranks."""
-    count = 0
-    for dataset in datasets:
-        known = [subject for subject in job.data.subjects if subject in dataset.subjects]
-        if job.data.subjects and not known and dataset.subjects:
-            continue
-        ids = dataset.ids(split="val", subjects=known if job.data.subjects else None)
-        if job.phase != "phase1":
-            stimuli = dataset.table.stimulus[ids]
-            ids = ids[(stimuli >= 0) & dataset.has_picture[stimuli]]
-        count += len(Clips([dataset], job.data.clip_frames).starts(0, ids))
+    """The validation split, ``count`` samples, in batches no larger than training's; None for fewer than ranks."""
     micro = min(micro, count // place.world)
     if micro == 0:
         return None

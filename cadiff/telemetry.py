@@ -19,6 +19,7 @@ import torch
 from cadiff.config import Job
 from cadiff.distributed import Place
 from cadiff.flops import formula_of
+from cadiff.models.adapter import VoxelAdapters
 from cadiff.shards.batches import packed_lengths
 from cadiff.shards.dataset import Dataset
 
@@ -27,19 +28,22 @@ MEASURING_S = 0.25  # how long a device without a published rate is measured
 LARGEST = {"cpu": 4096, "cuda": 8192}  # side of the product that is measured, at most
 
 
-def sample_flops(job: Job, samples_of: Mapping[int, int], micro_batch: int) -> float | None:
+def sample_flops(
+    job: Job, samples_of: Mapping[int, int], micro_batch: int, adapters: VoxelAdapters | None = None
+) -> float | None:
     """Operations of a training step per sample, forward and backward; None where the phase has no formula.
 
     Args:
         samples_of: how many samples there are of each number of voxels, for the mean over them
             (``samples_by_voxels``).
         micro_batch: samples per rank and forward.
+        adapters: what signals go through before the network reads them, if anything.
     """
     formula = formula_of(job)
     if formula is None:
         return None
     widest = max(samples_of)
-    total = sum(count * formula(job, voxels, widest, micro_batch) for voxels, count in samples_of.items())
+    total = sum(count * formula(job, voxels, widest, micro_batch, adapters) for voxels, count in samples_of.items())
     return total / sum(samples_of.values())
 
 
@@ -153,15 +157,16 @@ class Meter:
 
     def __init__(
         self, job: Job, samples_of: Mapping[int, int], micro_batch: int, place: Place, device: torch.device,
-        precision: str,
+        precision: str, adapters: VoxelAdapters | None = None,
     ) -> None:  # fmt: skip
         """Measure the peak rate where none is published (0.25 s).
 
         Args:
             samples_of: of ``samples_by_voxels``.
             precision: what products run in: "bf16", "fp16" or "fp32".
+            adapters: the phase's, where it has any.
         """
-        self.flops, self._world = sample_flops(job, samples_of, micro_batch), place.world
+        self.flops, self._world = sample_flops(job, samples_of, micro_batch, adapters), place.world
         self.rate = None if self.flops is None else peak_rate(device, precision)
 
     def describe(self) -> str:

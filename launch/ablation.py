@@ -10,8 +10,9 @@ from typing import Any
 
 from cadiff.errors import CadiffError, DataError, Preempted
 from cadiff.files import read_json
-from cadiff.launch.ablation_cells import Cell, Plan, Run, state_of
+from cadiff.launch.ablation_cells import Cell, Plan, Run
 from cadiff.launch.ablation_decode import Decoder
+from cadiff.launch.ablation_state import state_of
 from cadiff.launch.view import View
 from cadiff.launch.worker import hold
 
@@ -59,8 +60,6 @@ class Ablation:
     Args:
         train: does one run; ``start_training``, or what takes the same.
         after_cell: called after every cell in which something was done; writes the table as it stands.
-        decode: does the rest of a cell that samples and scores, and says whether there was anything to do; by default
-            there is one if the grid asks for it.
 
     Attributes:
         failures: cell -> message, of this call.
@@ -74,16 +73,14 @@ class Ablation:
         *,
         train: Callable[..., None],
         after_cell: Callable[[dict[str, str]], Any],
-        decode: Callable[[Cell], bool] | None = None,
     ) -> None:
         self.plan, self.ranks, self.view, self._after_cell = plan, ranks, view, after_cell
-        self._train, self._decode = train, decode
-        if decode is None and plan.grid.sample is not None:
-            self._decode = Decoder(plan, view).run
+        self._train = train
+        self._decoder = Decoder(plan, view) if plan.grid.sample is not None else None
         self.failures: dict[str, str] = {}
         self._lost: dict[Path, str] = {}  # folders of runs that failed in this call, with the cell that tried
         steps = {run.folder: run.phase for run in plan.runs}
-        steps |= {cell.folder: DECODING for cell in plan.cells if self._decode is not None}
+        steps |= {cell.folder: DECODING for cell in plan.cells if self._decoder is not None}
         self.clock = Clock(steps)
 
     def run(self) -> None:
@@ -93,6 +90,8 @@ class Ablation:
             Preempted: this process was asked to stop; the same command continues.
         """
         with hold(self.plan.out):
+            if self._decoder is not None:
+                self._decoder.forget_stale()
             for run in self.plan.runs:
                 if state_of(run) == "finished":
                     self.clock.ended(run.folder, read_json(run.folder / "summary.json").get("seconds"))
@@ -114,9 +113,9 @@ class Ablation:
         try:
             for run in cell.runs:
                 worked |= self._run(cell, run, f"{title} {run.phase}")
-            if self._decode is not None:
+            if self._decoder is not None:
                 began = monotonic()
-                anything = self._decode(cell)
+                anything = self._decoder.run(cell)
                 self.clock.ended(cell.folder, monotonic() - began if anything else None)
                 worked |= anything
         except Preempted:

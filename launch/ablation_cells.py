@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cadiff.config import Job, load_job, parse_override
-from cadiff.errors import ConfigError, DataError
-from cadiff.files import read_json
+from cadiff.errors import ConfigError
 from cadiff.launch.ablation_grid import EVAL, Grid, Row, read_grid, rows_of
+from cadiff.launch.ablation_state import state_of
 
 # job -> its init key -> the job of the same cell that it names, the first that is in the chain.
 FEEDS = {
@@ -127,15 +125,21 @@ def _find(name: str, beside: Path) -> Path:
 
 
 def _check_figures(plan: Plan) -> None:
-    from cadiff.evaluate import BEST
     from cadiff.metrics import METRICS
 
-    for figure in plan.grid.figures:
+    grid = plan.grid
+    for figure in grid.figures:
         phase, name = plan.place(figure)
-        if phase == "eval" and name not in (*METRICS, BEST):
-            raise ConfigError(f"figures: '{figure}' is no score. Known: {', '.join((*METRICS, BEST))}.")
+        if phase == "eval" and name not in METRICS:
+            raise ConfigError(f"figures: '{figure}' is no score. Known: {', '.join(METRICS)}.")
         if phase != "eval" and phase not in plan.chain:
             raise ConfigError(f"figures: '{figure}' is of {phase}, but the chain is {', '.join(plan.chain)}.")
+        better = METRICS[name].better if phase == "eval" else "lower" if name.endswith("/loss") else grid.better
+        if better != grid.better:
+            raise ConfigError(
+                f"figures: of '{figure}' {better} is better, but better = '{grid.better}' is for all figures of it. "
+                f"Set better = '{better}', or leave that figure to a grid of its own."
+            )
 
 
 def _cell(plan: Plan, row: Row, seed: int, owners: dict[str, Path]) -> Cell:
@@ -180,7 +184,7 @@ def check_cells(plan: Plan, asked_ranks: int = 0) -> int:
         job = run.job
         if run.made:
             job = job.model_copy(update={"init": job.init.model_copy(update=dict.fromkeys(run.made, ""))})
-        inputs = json.dumps([job.data.shards, job.init.model_dump() if hasattr(job, "init") else {}])
+        inputs = job.model_dump_json(include={"phase", "seed", "data", "image", "loss", "init"})
         if inputs not in seen:
             check_inputs(job)
             seen.add(inputs)
@@ -195,28 +199,3 @@ def check_cells(plan: Plan, asked_ranks: int = 0) -> int:
             "give the row another id, or another --out."
         )
     return local_ranks([run.job for run in plan.runs], asked_ranks)
-
-
-def state_of(run: Run) -> str:
-    """``new``, ``begun``, ``finished``, or ``other``: the folder holds a run of other settings or data."""
-    from cadiff.session import job_hash, parents
-
-    if not (run.folder / "identity.json").is_file():
-        return "new"
-    found = read_json(run.folder / "identity.json")
-    wanted: dict[str, Any] = {"job_hash": job_hash(run.job), "data": [_data_hash(one) for one in run.job.data.shards]}
-    if any(found.get(key) != value for key, value in wanted.items()):
-        return "other"
-    if not ((run.folder / "summary.json").is_file() and (run.folder / "export" / "card.json").is_file()):
-        return "begun"
-    try:
-        return "finished" if found.get("parents") == parents(run.job) else "other"
-    except DataError:  # what it started from is gone and will be made again; the trainer then says if it is the same
-        return "begun"
-
-
-@functools.cache
-def _data_hash(folder: str) -> str:
-    from cadiff.shards.dataset import Dataset
-
-    return Dataset(folder).hash

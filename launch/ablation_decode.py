@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cadiff.errors import DataError
+from cadiff.files import read_json
 from cadiff.launch.ablation_cells import Cell, Plan
 from cadiff.launch.stages import Ledger, Stage
 from cadiff.launch.view import View
@@ -18,7 +20,7 @@ class Decoder:
         from cadiff.sample import SampleOptions
         from cadiff.shards.dataset import Dataset
 
-        self.sampling, self.evaluation, self.view = plan.grid.sample, plan.grid.eval, view
+        self.plan, self.sampling, self.evaluation, self.view = plan, plan.grid.sample, plan.grid.eval, view
         known = self.sampling.model_dump(exclude={"shards", "count", "limit"})
         self.options = SampleOptions(samples=self.sampling.count, **known)
         folder = self.sampling.shards or plan.cells[0].runs[-1].job.data.shards[0]
@@ -26,26 +28,48 @@ class Decoder:
         self.judge_sets = [self.dataset, *map(Dataset, self.evaluation.images)]
         self._judges: dict[int, Any] = {}  # by pixels per side
 
+    def forget_stale(self) -> None:
+        """Delete scores that were made otherwise than the grid and this version score now, or of weights that are gone.
+
+        So a table never holds scores of two kinds, however few of its cells get new ones.
+        """
+        for cell in self.plan.cells:
+            ledger = Ledger(cell.folder / "stages")
+            try:
+                *_, scores = self._stages(cell)
+                fresh = read_json(ledger.folder / "scores.done.json").get("key") == scores.key
+            except DataError:  # no finished phase 3, or no record
+                fresh = False
+            if not fresh:
+                ledger.forget({"scores": cell.folder / "scores"})
+
     def run(self, cell: Cell) -> bool:
         """Write ``samples/`` and ``scores/metrics.json`` in the cell's folder; False if they were there already."""
-        from cadiff.exports import export_hash, read_card
-
         self._worked = False
         ledger = Ledger(cell.folder / "stages")
-        inputs = {
+        for stage in self._stages(cell):
+            ledger.run(stage, self.view.line)
+        _free_gpu()
+        return self._worked
+
+    def _stages(self, cell: Cell) -> tuple[Stage, Stage]:
+        """Sampling and scoring of a cell whose phase 3 is finished, with all that goes into them."""
+        from cadiff.exports import export_hash, read_card
+        from cadiff.metrics import METRICS
+
+        sampled = {
             "phase3": export_hash(read_card(cell.runs[-1].folder)),
             "data": self.dataset.hash,
             "limit": self.sampling.limit,
             **asdict(self.options),
         }
-        for name, work, more in (
-            ("samples", self._sample, {}),
-            ("scores", self._score, {"judge": [one.hash for one in self.judge_sets], "eval": self.evaluation.seed}),
-        ):
-            inputs = {**inputs, **more}
-            ledger.run(self._stage(cell, name, work, inputs), self.view.line)
-        _free_gpu()
-        return self._worked
+        scored = {
+            **sampled,
+            "judge": [one.hash for one in self.judge_sets],
+            "eval": self.evaluation.seed,
+            "protocols": {name: metric.protocol for name, metric in METRICS.items()},
+        }
+        return self._stage(cell, "samples", self._sample, sampled), self._stage(cell, "scores", self._score, scored)
 
     def _stage(self, cell: Cell, name: str, work: Any, inputs: dict[str, Any]) -> Stage:
         from cadiff.files import sha256

@@ -19,7 +19,8 @@ import numpy as np
 
 from cadiff.errors import DataError
 from cadiff.files import read_json
-from cadiff.launch.ablation_cells import Cell, Plan, state_of
+from cadiff.launch.ablation_cells import Cell, Plan
+from cadiff.launch.ablation_state import state_of
 from cadiff.statistics import COVERAGE, RESAMPLES, interval_of, resampled_means
 from cadiff.tracking import read_metrics
 
@@ -82,7 +83,8 @@ def read_figures(plan: Plan, cell: Cell) -> dict[str, Reading]:
     for figure in plan.grid.figures:
         phase, name = plan.place(figure)
         if phase == "eval":
-            found[figure] = _scored(scores, name)
+            if name in scores["methods"][scores["main"]]:  # the judge leaves out what these stimuli cannot tell
+                found[figure] = _scored(scores, name)
             continue
         values = reported(folders[phase])
         if name in values:
@@ -108,7 +110,7 @@ def chances(plan: Plan) -> dict[str, float]:
         phase, name = plan.place(figure)
         if phase == "eval":
             scores = read_json(cell.folder / "scores" / "metrics.json")
-            found[figure] = scores["methods"][scores["main"]][name]["chance"]
+            found[figure] = scores["methods"][scores["main"]].get(name, {}).get("chance")
         else:
             run = next(run for run in cell.runs if run.phase == phase)
             found[figure] = reported(run.folder).get(f"{name}_chance")
@@ -130,12 +132,18 @@ def _scored(scores: dict[str, Any], name: str) -> Reading:
 
 
 def unreported(plan: Plan, table: dict[str, Any]) -> list[str]:
-    """A sentence for each figure that no finished cell has, with the nearest name that its run did report."""
+    """A sentence for each figure that no finished cell has, with what its run or its scores do hold."""
     finished = [cell for cell in plan.cells if is_finished(plan, cell)]
     told = []
     for figure in plan.grid.figures if finished else ():
         if all(row["figures"][figure]["value"] is None for row in table["rows"]):
             phase, name = plan.place(figure)
+            if phase == "eval":  # a score by its right name, which these stimuli do not allow
+                scores = read_json(finished[0].folder / "scores" / "metrics.json")
+                known = ", ".join(sorted(scores["methods"][scores["main"]]))
+                said = " ".join(["", *scores["notes"]])
+                told.append(f"figures: no cell's scores hold '{name}'.{said} They hold {known}; choose of those.")
+                continue
             known = sorted(reported(next(run.folder for run in finished[0].runs if run.phase == phase)))
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"Did you mean '{near[0]}'?" if near else f"It reports {', '.join(known)}."

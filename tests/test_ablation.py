@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ablation_world import GRID, Trainer, grid_writer, run
 
 from cadiff import judge
 from cadiff.config import load_job
@@ -13,77 +14,20 @@ from cadiff.errors import ConfigError, DataError, Preempted
 from cadiff.exports import read_card, save_export
 from cadiff.files import write_json
 from cadiff.launch import start
-from cadiff.launch.ablation import Ablation, CellsFailed, Clock
-from cadiff.launch.ablation_cells import check_cells, plan_cells, state_of
+from cadiff.launch.ablation import CellsFailed, Clock
+from cadiff.launch.ablation_cells import check_cells, plan_cells
 from cadiff.launch.ablation_grid import read_grid
+from cadiff.launch.ablation_state import state_of
 from cadiff.launch.ablation_table import make_table
-from cadiff.launch.view import View
 from cadiff.session import job_hash, parents
 from cadiff.shards.dataset import Dataset
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-GRID = """
-name = "tiny_grid"
-seeds = [1, 2]
-base = ["one.toml", "two.toml"]
-figures = ["val/loss", "phase1:val/rebuild"]
-better = "lower"
-reference = "full"
-[[row]]
-id = "full"
-[[row]]
-id = "plain"
-label = "no residual"
-phase2 = ["cross.residual=false"]
-"""
 
 
 @pytest.fixture
 def grid(tmp_path, tiny_job):
-    """Write a grid over a tiny phase 1 and phase 2."""
-    tiny_job(tmp_path / "one.toml", "phase1")
-    tiny_job(tmp_path / "two.toml", "phase2")
-
-    def write(text=GRID, *changes):
-        for old, new in changes:
-            assert old in text
-            text = text.replace(old, new, 1)
-        (tmp_path / "grid.toml").write_text(text)
-        return tmp_path / "grid.toml"
-
-    return write
-
-
-class Trainer:
-    """Stands in for ``start_training``: leaves what a finished run leaves, with a loss made of row and seed."""
-
-    def __init__(self):
-        self.started, self.broken, self.stop_at = [], set(), None
-
-    def __call__(self, config, overrides, run, *, phase, ranks, say):
-        name = "/".join(run.parts[-3:])
-        self.started.append(name)
-        if name == self.stop_at:
-            raise Preempted("asked to stop")
-        if name in self.broken:
-            raise DataError("a shard is damaged")
-        job = load_job(config, overrides, phase=phase)
-        run.mkdir(parents=True)
-        identity = {"job_hash": job_hash(job), "data": [Dataset(one).hash for one in job.data.shards]}
-        write_json(run / "identity.json", {**identity, "parents": parents(job), "world": ranks})
-        value = job.seed + (10 if phase == "phase2" and not job.cross.residual else 0)
-        told = {"val/loss": value, "val/rebuild": job.seed / 2, "val/rebuild_chance": 0.25}
-        lines = [{"step": 4, "val/loss": 99.0}, {"step": 8, **told}]
-        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        save_export(run / "export", {}, {"phase": phase, "job": job.model_dump(), "lineage": {}})
-        write_json(run / "summary.json", {"phase": phase, "seconds": 5.0})
-
-
-def run(plan, trainer, **options):
-    written = []
-    ablation = Ablation(plan, 1, View(), after_cell=written.append, train=trainer, **options)
-    ablation.run()
-    return ablation, written
+    return grid_writer(tmp_path, tiny_job)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +47,7 @@ def run(plan, trainer, **options):
         (("two.toml", "one.toml"), "names two configs of phase1"),
         (("two.toml", "three.toml"), "no such config file"),
         (("phase1:val", "phase3:val"), "'phase3:val/rebuild' is of phase3, but the chain is phase1, phase2"),
+        (('"lower"', '"higher"'), r"of 'val/loss' lower is better, but better = 'higher'.*Set better = 'lower'"),
         (("val/loss", "eval/ssim_rgb"), r"need \[sample\] and \[eval\]"),
         (("[[row]]", "[sample]\n[eval]\n[[row]]"), "decodes with a phase 3"),
         (("cross.residual=false", "cross.residul=false"), "row 'plain': override .* Did you mean 'residual'"),
@@ -338,5 +283,3 @@ def test_two_real_cells_from_the_command_line(tiny_job, tmp_path, cadiff, warm, 
     values = [row["figures"]["val/loss"]["value"] for row in told["rows"]]
     assert values[1] < values[0]  # one term less
     assert told["rows"][1]["settings"] == {"loss.self_contrast": 0.0}
-    code, _, err = cadiff(*words, "--jobs", "all")
-    assert code == 2 and "one after the other" in err

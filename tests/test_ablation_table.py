@@ -96,6 +96,29 @@ def test_repeated_rows_of_a_stimulus_count_once():
     assert table._scored(scores, "n-way-top1-best-column").stimuli_M is None
 
 
+def test_a_score_that_the_judge_left_out_is_missing_and_said_so(tmp_path, monkeypatch):
+    scores = {
+        "main": "cadiff",
+        "methods": {"cadiff": {"ssim_rgb": {"value": 0.4, "chance": 0.1}}},
+        "notes": ["Class accuracy is left out: 2 of 2."],
+        "rows": {"stimulus": [0, 1], "scores": {"cadiff": {"ssim_rgb": [0.3, 0.5]}}},
+    }
+    write_json(tmp_path / "scores" / "metrics.json", scores)
+    cell, figures = SimpleNamespace(folder=tmp_path, runs=()), ["eval/ssim_rgb", "eval/class-accuracy"]
+    plan = SimpleNamespace(
+        cells=[cell],
+        grid=SimpleNamespace(figures=figures, eval=SimpleNamespace(seed=1)),
+        place=lambda figure: ("eval", figure.removeprefix("eval/")),
+    )
+    monkeypatch.setattr(table, "is_finished", lambda *_: True)
+    found = table.read_figures(plan, cell)
+    assert {figure: one.value for figure, one in found.items()} == {"eval/ssim_rgb": 0.4}
+    assert table.chances(plan) == {"eval/ssim_rgb": 0.1}
+    entries = {figure: table.estimate({1: found[figure]} if figure in found else {}, 0) for figure in figures}
+    (said,) = table.unreported(plan, {"rows": [{"figures": entries}]})
+    assert "'class-accuracy'. Class accuracy is left out: 2 of 2. They hold ssim_rgb" in said
+
+
 def told(**changes):
     """A table of two rows, the second half done."""
     full, other = readings(0.80, 0.82, 0.81), readings(0.60, 0.61)

@@ -20,6 +20,13 @@ def test_round_trip_through_the_run_folder(exported):
     assert torch.equal(load_part(exported, "net")["weight"], torch.arange(6.0).view(2, 3))
 
 
+def test_some_tensors_of_a_part_can_be_read_alone_and_absent_ones_are_named(exported):
+    assert load_part(exported, "net", ["bias"]).keys() == {"bias"}
+    assert load_part(exported, "net", []) == {}
+    with pytest.raises(DataError, match="no tensor other"):
+        load_part(exported, "net", ["bias", "other"])
+
+
 def test_missing_part_and_missing_export_are_named(exported, tmp_path):
     with pytest.raises(DataError, match="holds net, not 'fmri'"):
         load_part(exported, "fmri")

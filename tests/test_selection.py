@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tuned_world import TINY_PAIR, train_alone, write_vit
+from tuned_world import ALL_SPLIT, TINY_PAIR, train_alone, write_vit
 
 from cadiff.checkpoint import committed
 from cadiff.config import JOBS, load_job
@@ -17,7 +17,8 @@ from cadiff.exports import load_part, read_card
 from cadiff.files import write_json
 from cadiff.phases import Space, build_phase
 from cadiff.phases.crosstune_rows import hidden_correlation
-from cadiff.selection import Best, check_selection
+from cadiff.selection import Best, check_selection, chosen_by
+from cadiff.session import job_hash
 from cadiff.shards.dataset import Dataset
 from cadiff.shards.stream import Stream
 from cadiff.tracking import read_metrics
@@ -51,7 +52,8 @@ def judged(run, name="val/retrieval_two_way"):
 
 
 def best(tmp_path, figure="retrieval_two_way", ema=0.0):
-    return Best(tmp_path, SimpleNamespace(train=SimpleNamespace(select=figure, ema=ema)), writes=True)
+    job = SimpleNamespace(phase="phase1", train=SimpleNamespace(select=figure, ema=ema))
+    return Best(tmp_path, job, writes=True)
 
 
 def keep(chooser, step, value):
@@ -109,17 +111,43 @@ def test_going_back_forgets_a_best_of_the_abandoned_future(tmp_path):
 
 def test_what_cannot_be_followed_is_refused_before_the_first_step(config, train, tmp_path):
     job = load_job(config)
-    assert job.train.select == "loss"
     with pytest.raises(ConfigError, match=r"no validation samples.*train\.select=last"):
-        check_selection(job, [], False)
+        check_selection(job, [], 0, 1)
+    with pytest.raises(ConfigError, match=r"3 validation samples, fewer than 4 ranks: use fewer.*larger val_fraction"):
+        check_selection(job, [], 3, 4)
     with pytest.raises(ConfigError, match=r"no validation of this phase2 job.*two stimuli.*last, loss, a_figure"):
-        check_selection(load_job(config, ["train.select=retrieval_top1"]), ["a_figure"], True)
-    check_selection(load_job(config, ["train.select=last"]), [], False)
+        check_selection(load_job(config, ["train.select=retrieval_top1"]), ["a_figure"], 4, 4)
+    check_selection(load_job(config, ["train.select=last"]), [], 0, 1)
     with pytest.raises(ConfigError, match=r"train\.select = 'best'"):
         load_job(config, ["train.select=best"])
     with pytest.raises(ConfigError, match=r"Choose one of last, loss, fmri_correlation, retrieval_top1"):
         train(tmp_path / "run", "loss.image=0", "train.select=image_correlation")
     assert not (tmp_path / "run" / "identity.json").exists()
+
+
+LINEAR = "adapter.kind=linear"
+
+
+@pytest.mark.parametrize(("words", "figure"), [
+    ([], "loss"),
+    ([LINEAR], "image_correlation"),
+    ([LINEAR, "loss.image=0"], "fmri_correlation"),
+    ([LINEAR, "loss.fmri=0"], "loss"),
+    ([LINEAR, "train.select=retrieval_top1"], "retrieval_top1"),
+    ([LINEAR, "train.select=last"], "last"),
+])  # fmt: skip
+def test_adapters_move_the_losses_target_so_a_correlation_chooses(config, tmp_path, words, figure):
+    job = load_job(config, words)
+    assert chosen_by(job) == Best(tmp_path, job, writes=False).figure == figure
+    check_selection(job, [figure], 1, 1)
+    assert job_hash(job) == job_hash(load_job(config, [*words, f"train.select={figure}"]))
+
+
+def test_a_loss_whose_target_moves_is_refused_with_the_remedy(config, train, tmp_path):
+    with pytest.raises(ConfigError, match=r"whose scale changes.*train\.select=image_correlation"):
+        train(tmp_path / "run", LINEAR, "train.select=loss")
+    assert not (tmp_path / "run" / "identity.json").exists()
+    assert chosen_by(load_job(config, [LINEAR, "loss.fmri=0", "train.select=loss"])) == "loss"
 
 
 def test_the_export_is_the_best_validation_and_everything_says_so(reference):
@@ -183,7 +211,7 @@ STILL = [
 def test_two_ranks_judge_and_choose_as_one(train, config, warm, tmp_path, zero):
     """Chunks of 6, 6 and 4 of 16 samples, so that one rank has nothing of its own in the last round."""
     alone, pair = train(tmp_path / "alone", *STILL), tmp_path / "pair"
-    words = [FREE, *STILL, f"engine.zero={zero}"]
+    words = [FREE, *STILL, f"engine.zero={zero}", *(ALL_SPLIT if zero == 3 else [])]
     warm.train(config, words, pair, phase="phase2", ranks=2, say=lambda line: None)
     names = [name for name in read_metrics(alone)[-1] if name.startswith("val/") and "_" in name]
     assert len(names) == 6

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from tuned_world import TINY_PAIR, write_vit
+from tuned_world import ALL_SPLIT, TINY_PAIR, write_vit
 
 from cadiff.checkpoint import committed
 from cadiff.config import load_job
@@ -17,7 +17,7 @@ from cadiff.tracking import read_metrics
 
 pytestmark = pytest.mark.multiprocess
 STEPS = 12
-EVERY_STEP = ["train.log_every=1", "optim.warmup_steps=3"]
+EVERY_STEP = ["train.log_every=1", "optim.warmup_steps=3", "train.val_every=100", "train.val_batches=1"]
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,9 @@ def curve_of(run):
 
 
 @pytest.mark.parametrize("options", [
-    ["engine.zero=2"], ["engine.zero=3"],
-    ["engine.zero=3", "train.micro_batch=2", "engine.checkpoint_activations=true"],
-], ids=lambda options: " ".join(options))  # fmt: skip
+    ["engine.zero=2"], ["engine.zero=3", *ALL_SPLIT],
+    ["engine.zero=3", *ALL_SPLIT, "train.micro_batch=2", "engine.checkpoint_activations=true"],
+], ids=lambda options: " ".join(word for word in options if word not in ALL_SPLIT))  # fmt: skip
 def test_two_ranks_have_the_curve_of_one_process(plain, train, tmp_path, options):
     train(tmp_path / "run", *options)
     curve = curve_of(tmp_path / "run")
@@ -83,7 +83,7 @@ def test_two_ranks_have_the_curve_of_one_process(plain, train, tmp_path, options
 @pytest.mark.parametrize("zero", [2, 3])
 def test_a_job_cut_short_ends_with_the_same_bits(train, tmp_path, zero):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    options = [f"engine.zero={zero}", "train.select=last"]
+    options = [f"engine.zero={zero}", "train.select=last", *(ALL_SPLIT if zero == 3 else [])]
     train(whole, *options)
     shutil.copytree(whole, cut)
     for leftover in ("export", "summary.json", "preview.npz"):  # as a kill before the end leaves it

@@ -28,6 +28,12 @@ layers = 1
 [image]
 """ + "".join(f"{key} = {value}\n" for key, value in IMAGE.items())
 
+# Under ZeRO-3: every tensor is split however small, and none stays whole longer than its module's forward.
+ALL_SPLIT = [
+    f"engine.deepspeed.zero_optimization.stage3_{key}=0"
+    for key in ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+]
+
 
 def write_vit(folder, **changes):
     """A pre-trained ViT-MAE as Hugging Face saves it; ``changes`` go into its config.json only."""

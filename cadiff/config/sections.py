@@ -92,12 +92,14 @@ class Train(Section):
 class TunedTrain(Train):
     """Phase 2 exports its best validation, by the loss: the least noisy figure, and there whatever has a weight.
 
+    Linear voxel adapters move the target of the fMRI term, whose scale grows as they learn: early steps have the lowest
+    loss. Then a correlation decides, of the image term where it has a weight, since pictures stay as they are.
     Retrieval says more about the fMRI encoder, but with a hundred stimuli it is uncertain by 0.03, and with an image
-    encoder that is trained too its target moves, so that early steps can win. The paper's code selects by a correlation
-    of two unrelated patches, on test data.
+    encoder that is trained too its target moves as well. The paper's code selects by a correlation of two unrelated
+    patches, on test data.
     """
 
-    select: Select = "loss"
+    select: Literal["auto", Select] = "auto"  # auto: the loss, or the correlation that stands in for it (see above)
 
 
 class EngineOptions(Section):

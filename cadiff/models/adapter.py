@@ -11,7 +11,7 @@ Legend: B records, V padded width of a batch's signals, v voxels of one subject,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +24,7 @@ from cadiff.errors import ConfigError, DataError
 from cadiff.exports import load_part, read_card
 
 PART = "adapters"  # of an export
+OVERSAMPLED, POWER_STEPS = 16, 4  # of the decomposition in `become`
 
 
 class VoxelMap(nn.Module):
@@ -55,25 +56,33 @@ class VoxelMap(nn.Module):
 
     @torch.no_grad()
     def become(self, weight_Wv: Tensor, bias_W: Tensor) -> None:
-        """Be this affine map and nothing of the padding; with a rank, the nearest one of that rank."""
+        """Be this affine map and nothing of the padding; with a rank, the nearest one of that rank.
+
+        That one comes from a randomised decomposition (Halko et al. 2011), the same at every call: a whole one takes
+        minutes at 15,000 voxels.
+        """
         self.keep.zero_()
         self.bias.copy_(bias_W)
         if not self.rank:
             self.weight.copy_(weight_Wv)
             return
-        left, size, right = torch.linalg.svd(weight_Wv, full_matrices=False)
-        kept = min(self.rank, len(size))
+        kept = min(self.rank, *weight_Wv.shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            probed = min(kept + OVERSAMPLED, *weight_Wv.shape)
+            left, size, right = torch.svd_lowrank(weight_Wv, q=probed, niter=POWER_STEPS)
         root = size[:kept].sqrt()
+        self.up.zero_()
         self.up[:, :kept] = left[:, :kept] * root
-        self.down[:kept] = right[:kept] * root[:, None]
+        self.down[:kept] = (right[:, :kept] * root).T
 
 
 class VoxelAdapters(nn.Module):
     """The maps of several subjects; a batch's rows each go through their own subject's.
 
-    Every map runs on the whole batch and the rows are picked afterwards: the products are small beside the network
-    behind them, the host never waits to learn who is in the batch, and every rank calls the same modules and gives
-    every parameter a gradient (zeros for an absent subject), which ZeRO-3 needs.
+    Every map that is in use (``number_by``) runs on the whole batch and the rows are picked afterwards: the products
+    are small beside the network behind them, the host never waits to learn who is in the batch, and every rank calls
+    the same modules and gives every parameter a gradient (zeros for an absent subject), which ZeRO-3 needs.
 
     Attributes:
         subjects: name -> own voxels.
@@ -86,16 +95,22 @@ class VoxelAdapters(nn.Module):
         self.maps = nn.ModuleDict({_key(name): VoxelMap(voxels, width, rank) for name, voxels in subjects.items()})
         self.number_by(list(subjects))
 
-    def number_by(self, names: Sequence[str]) -> None:
-        """Say whom a batch means by 0, 1, …: a stream's or a set's ``subjects``, of which some may have no map."""
-        self._numbered = [(number, _key(name)) for number, name in enumerate(names) if name in self.subjects]
+    def number_by(self, names: Sequence[str], only: Collection[str] = ()) -> None:
+        """Say whom a batch means by 0, 1, …: a stream's or a set's ``subjects``, of which some may have no map.
+
+        Args:
+            only: the subjects whose samples can come (empty: all of ``names``); the maps of others do not run.
+        """
+        here = [(number, name) for number, name in enumerate(names) if name in self.subjects]
+        self._numbered = [(number, _key(name)) for number, name in here if not only or name in only]
 
     def forward(self, signal_BV: Tensor, subject_B: Tensor) -> Tensor:
         """Signals in the shared space, float32 (B, W).
 
         Args:
             signal_BV: float32, padded to a width of at least the widest subject's voxels.
-            subject_B: int64, whose row it is. Rows of anyone without a map become NaN, which no training survives.
+            subject_B: int64, whose row it is. Rows of anyone without a map in use become NaN, which no training
+                survives.
         """
         adapted_BW = signal_BV.new_full((len(signal_BV), self.width), math.nan)
         for number, key in self._numbered:
@@ -106,7 +121,7 @@ class VoxelAdapters(nn.Module):
         return self.maps[_key(name)]
 
     def describe(self) -> dict[str, Any]:
-        """What ``stored_adapters`` builds it from, for an export's card."""
+        """What ``described_adapters`` reads of an export's card."""
         return {"width": self.width, "rank": self.rank, "subjects": self.subjects}
 
     def load(self, state: Mapping[str, Tensor], what: str) -> dict[str, list[str]]:
@@ -132,6 +147,18 @@ class VoxelAdapters(nn.Module):
         missing, unused = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         return {"matched": shared, "missing": missing, "unused": unused, "resized": []}
 
+    def load_stored(self, export: str | Path) -> dict[str, list[str]]:
+        """``load`` from an export that has adapters; maps of subjects unknown here are not even read.
+
+        Raises: as ``load``. DataError: the export is damaged, or the part does not fit its card.
+        """
+        there = described_adapters(read_card(export))
+        known = [name for name in there["subjects"] if name in self.subjects]
+        strangers = [name for name in there["subjects"] if name not in self.subjects]
+        state = load_part(export, PART, _tensors(known, there["rank"]))
+        report = self.load(state, f"{export}: {PART}")
+        return report | {"unused": sorted(report["unused"] + _tensors(strangers, there["rank"]))}
+
     def require(self, subjects: Mapping[str, int], what: str) -> None:
         """Refuse data of subjects without a map, or with other voxels than theirs.
 
@@ -155,32 +182,45 @@ class VoxelAdapters(nn.Module):
                 )
 
 
-def stored_adapters(export: str | Path) -> VoxelAdapters | None:
-    """The adapters of an export (or its run folder), with the maps of all its subjects; None where it has none.
+def stored_adapters(export: str | Path, only: Collection[str] | None = None) -> VoxelAdapters | None:
+    """The adapters of an export (or its run folder); None where it has none.
+
+    Args:
+        only: read the maps of these of its subjects; None: of all.
 
     Raises:
         DataError: the export is damaged, or the part does not fit its card.
     """
-    described = _described(read_card(export))
+    described = described_adapters(read_card(export))
     if described is None:
         return None
-    adapters = VoxelAdapters(described["subjects"], described["width"], described["rank"])
-    state, own = load_part(export, PART), adapters.state_dict()
+    subjects = {name: voxels for name, voxels in described["subjects"].items() if only is None or name in only}
+    with torch.device("meta"):  # no memory, and nothing drawn: the maps are those of the file
+        adapters = VoxelAdapters(subjects, described["width"], described["rank"])
+    own = adapters.state_dict()
+    state = load_part(export, PART, None if only is None else own)
     if state.keys() != own.keys() or any(state[name].shape != own[name].shape for name in own):
         raise DataError(f"{export}: part '{PART}' does not fit its own card. Export it again.")
-    adapters.load_state_dict(state)
+    adapters.load_state_dict(state, assign=True)
     return adapters
 
 
 def network_voxels(card: Mapping[str, Any]) -> int:
     """Length of the signals that an export's network reads: the shared space's width, where there are adapters."""
-    described = _described(card)
+    described = described_adapters(card)
     return card["space"]["voxels"] if described is None else described["width"]
 
 
-def _described(card: Mapping[str, Any]) -> dict[str, Any] | None:
+def described_adapters(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an export's card says of its adapters: "width", "rank" and "subjects" (name -> voxels); None without any."""
     architecture = card.get("architecture")
     return architecture.get("adapter") if isinstance(architecture, dict) else None
+
+
+def _tensors(subjects: Sequence[str], rank: int) -> list[str]:
+    """Names of the tensors of these subjects' maps."""
+    leaves = ("bias", "keep", *(("down", "up") if rank else ("weight",)))
+    return [f"maps.{_key(name)}.{leaf}" for name in subjects for leaf in leaves]
 
 
 def _key(name: str) -> str:

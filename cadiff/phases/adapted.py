@@ -9,14 +9,20 @@ Legend: B records, V padded width of a batch's signals, W width of the shared sp
 
 from __future__ import annotations
 
+import logging
+
 from torch import Tensor
 
 from cadiff.config import Phase2Job
 from cadiff.errors import ConfigError
-from cadiff.exports import load_part, read_card
-from cadiff.models.adapter import PART, VoxelAdapters, network_voxels, stored_adapters
+from cadiff.exports import read_card
+from cadiff.models.adapter import PART, VoxelAdapters, described_adapters, network_voxels, stored_adapters
 from cadiff.phases import Space
 from cadiff.shards.voxels import padded_width
+
+log = logging.getLogger(__name__)
+
+MANY = 100_000_000  # weights of all maps, 1.6 GB with gradients and AdamW's two moments
 
 
 def phase2_adapters(job: Phase2Job, space: Space) -> tuple[VoxelAdapters | None, dict[str, dict[str, list[str]]]]:
@@ -31,7 +37,7 @@ def phase2_adapters(job: Phase2Job, space: Space) -> tuple[VoxelAdapters | None,
     _refuse_contradictions(job)
     source = job.init.tuned or job.init.fmri
     card = read_card(source) if source else None
-    stored = stored_adapters(source) if source else None
+    stored = described_adapters(card) if card else None
     if job.adapter.kind == "wrap":
         if stored is not None:
             raise ConfigError(
@@ -46,15 +52,22 @@ def phase2_adapters(job: Phase2Job, space: Space) -> tuple[VoxelAdapters | None,
         width = there if job.init.tuned or stored is not None else max(widest, there)
     adapters = VoxelAdapters(subjects, width, job.adapter.rank)
     adapters.number_by(list(space.subjects))
+    if (weights := sum(parameter.numel() for parameter in adapters.parameters())) > MANY:
+        log.warning(
+            "voxel adapters: %s M weights for %d subjects, to be held with their gradients and optimizer state; "
+            "adapter.rank makes them two thin matrices each", f"{weights / 1e6:,.0f}", len(subjects),
+        )  # fmt: skip
     if stored is None:
         return adapters, {}
-    if stored.width != width:
-        raise ConfigError(f"{source}: its voxel adapters lead to {stored.width} voxels. Set adapter.width to that.")
-    return adapters, {PART: adapters.load(load_part(source, PART), f"{source}: {PART}")}
+    if stored["width"] != width:
+        raise ConfigError(f"{source}: its voxel adapters lead to {stored['width']} voxels. Set adapter.width to that.")
+    return adapters, {PART: adapters.load_stored(source)}
 
 
 def phase3_adapters(export: str, subjects: list[str], space: Space) -> VoxelAdapters | None:
     """The finished maps of the export that phase 3 starts from; frozen, and all of them, so that each can be sampled.
+
+    Those of other subjects than the job's (``subjects``; empty: all) do not run.
 
     Raises:
         DataError: one of the job's subjects has no map there, or has other voxels.
@@ -63,7 +76,7 @@ def phase3_adapters(export: str, subjects: list[str], space: Space) -> VoxelAdap
     if adapters is None:
         return None
     adapters.require(own_voxels(space, subjects), "data.shards")
-    adapters.number_by(list(space.subjects))
+    adapters.number_by(list(space.subjects), only=subjects)
     return adapters.requires_grad_(False)
 
 

@@ -20,7 +20,6 @@ def ablate(
     grid: Path = typer.Argument(help="The grid's TOML file, or the name of a shipped one."),
     out: Path = typer.Option(None, "--out", "-o", help="Folder of all runs and the table. Default: runs/NAME."),
     ranks: int = typer.Option(0, "--ranks", "-n", min=0, help="Processes of each job. 0: one per GPU, else two."),
-    jobs: str = typer.Option("one-at-a-time", help="How cells share this machine; there is no other way yet."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check and list every cell; write and run nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print ablation.json (with --dry-run, the cells)."),
 ) -> None:
@@ -42,8 +41,6 @@ def ablate(
     from cadiff.launch.start import start_training
     from cadiff.launch.view import View
 
-    if jobs != "one-at-a-time":
-        raise ConfigError(f"--jobs {jobs}: cells run one after the other. Leave it out, or say one-at-a-time.")
     plan = plan_cells(find_config(grid), out)
     if dry_run:
         typer.echo(json.dumps(listed(plan), indent=1) if as_json else "\n".join(lines(plan)))
@@ -72,7 +69,7 @@ def ablate(
 
 def listed(plan: Plan) -> list[dict[str, Any]]:
     """Every cell with its runs: what they override and how far they are."""
-    from cadiff.launch.ablation_cells import state_of
+    from cadiff.launch.ablation_state import state_of
 
     return [
         {

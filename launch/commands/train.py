@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from cadiff.config import Job
 
 PHASE_NAMES = {
     "phase1": "phase1",
@@ -57,8 +61,12 @@ def train(
     view.line(f"{job.name}: done; export in {run / 'export'}")
 
 
-def check_inputs(job) -> None:
-    """Refuse missing shard folders and exports before any process is started."""
+def check_inputs(job: Job) -> None:
+    """Refuse missing shard folders, exports, foreign weights and kept features before any process is started.
+
+    Raises:
+        ConfigError, DataError: what is missing, or does not fit the job.
+    """
     from cadiff.exports import read_card
     from cadiff.feature_cache import open_features
     from cadiff.shards.dataset import Dataset
@@ -68,8 +76,22 @@ def check_inputs(job) -> None:
         Dataset(folder)
     if hasattr(job, "init"):
         for key, folder in job.init.model_dump().items():
-            if folder and key != "image":
+            if folder and key == "image":
+                _check_vit(Path(folder))
+            elif folder:
                 read_card(folder)
+
+
+def _check_vit(folder: Path) -> None:
+    from cadiff.errors import DataError
+
+    for path in (folder / "config.json", folder / "model.safetensors"):
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file. init.image takes a folder with config.json and model.safetensors, as Hugging "
+                "Face saves facebook/vit-mae-base. Save the model there, correct the path, or train without one: "
+                "init.image='' image.train_encoder=true."
+            )
 
 
 def find_config(path: Path) -> Path:

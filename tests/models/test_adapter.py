@@ -6,6 +6,7 @@ import torch
 
 from cadiff.errors import ConfigError, DataError
 from cadiff.exports import save_export
+from cadiff.models import adapter
 from cadiff.models.adapter import VoxelAdapters, VoxelMap, network_voxels, stored_adapters
 from cadiff.shards.voxels import wrap_pad
 
@@ -77,6 +78,15 @@ def test_batches_may_number_subjects_in_another_order_and_strangers_become_nan()
     assert tiny(signal, torch.tensor([0, 1]))[0].isnan().all()
 
 
+def test_maps_of_subjects_who_cannot_come_do_not_run():
+    tiny, (signal, subject) = stirred(), batch([0, 2, 0])
+    expected, ran = tiny(signal, subject), []
+    for name in SUBJECTS:
+        tiny.map_of(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    tiny.number_by(list(SUBJECTS), only=["keys", "sub.01"])
+    assert torch.equal(tiny(signal, subject), expected) and sorted(ran) == ["keys", "sub.01"]
+
+
 def test_known_subjects_take_their_maps_by_name_and_new_ones_begin_fresh():
     before, after = stirred(), adapters(subjects={"keys": 5, "new": 8})
     report = after.load(before.state_dict(), "there")
@@ -109,6 +119,29 @@ def test_an_export_gives_back_all_maps_and_a_torn_one_is_refused(tmp_path):
     assert stored_adapters(tmp_path) is None
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_only_the_maps_of_asked_subjects_are_read(tmp_path, monkeypatch, rank):
+    tiny, read = stirred(rank), []
+    save_export(tmp_path, {"adapters": tiny.state_dict()}, {"architecture": {"adapter": tiny.describe()}})
+    whole = adapter.load_part
+
+    def spy(export, part, names):
+        read.append({name.split(".")[1] for name in names})
+        return whole(export, part, names)
+
+    monkeypatch.setattr(adapter, "load_part", spy)
+    drawn = torch.get_rng_state()
+    one = stored_adapters(tmp_path, only=["keys", "nobody"])
+    assert one.subjects == {"keys": 5} and one.width == WIDTH and torch.equal(torch.get_rng_state(), drawn)
+    for name, value in one.map_of("keys").state_dict().items():
+        assert torch.equal(value, tiny.map_of("keys").state_dict()[name])
+    here, other = (adapters(rank, subjects={"keys": 5, "new": 8}) for _ in range(2))
+    assert here.load_stored(tmp_path) == other.load(tiny.state_dict(), "there")
+    assert read == [{"of_keys"}] * 2
+    for name, value in here.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+
+
 def test_data_of_strangers_and_of_other_voxels_is_refused():
     with pytest.raises(DataError, match=r"'x' has no voxel adapter.*only sub\.01, sub-02, keys"):
         adapters().require({"keys": 5, "x": 5}, "data")
@@ -125,3 +158,15 @@ def test_a_map_can_become_any_affine_map_and_with_a_rank_the_nearest():
     left, size, right = torch.linalg.svd(weight)
     nearest = left[:, :3] @ size[:3].diag() @ right[:3]
     torch.testing.assert_close(low(signal), signal @ nearest.T + bias, atol=1e-5, rtol=1e-5)
+
+
+def test_a_large_map_of_low_rank_is_nearly_the_nearest_and_the_same_every_time():
+    torch.manual_seed(0)
+    weight = (torch.randn(90, 40) * 0.8 ** torch.arange(40)) @ torch.randn(40, 70)
+    low, again, drawn = VoxelMap(70, 90, 6), VoxelMap(70, 90, 6), torch.get_rng_state()
+    for one in (low, again):
+        one.become(weight, torch.zeros(90))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(low.up @ low.down, again.up @ again.down)
+    left_over = torch.linalg.svdvals(weight)[6:].square().sum().sqrt()
+    assert (weight - low.up @ low.down).norm() < 1.001 * left_over

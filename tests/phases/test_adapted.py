@@ -1,15 +1,19 @@
 """Voxel adapters in phase 2: trained with the network or alone, taken over by a new subject, begun by ridge."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny_pairs import FMRI, batch, phase1_job, phase2_job, reached, trained, value
 
-from cadiff.adapting import network_signals, start_by_ridge
+from cadiff.adapting import _own_signals, network_signals, start_by_ridge
+from cadiff.beginning import RIDGE, begin_by_ridge, ridge_of
+from cadiff.distributed import Place
 from cadiff.errors import ConfigError
 from cadiff.exports import save_export
+from cadiff.files import sha256, write_json
 from cadiff.fitting import subject_voxels
 from cadiff.frozen import load_encoder
 from cadiff.layers import nothing_hidden
@@ -17,6 +21,7 @@ from cadiff.phases import Space
 from cadiff.phases.crosstune import CrossTune
 from cadiff.phases.pretrain import Pretrain
 from cadiff.shards.dataset import Dataset
+from cadiff.shards.mixture import Chosen
 from cadiff.shards.stream import Stream
 
 PAIR = Space(voxels=24, classes=3, subjects={"A": (24,), "B": (21,)})
@@ -195,6 +200,70 @@ def test_a_ridge_map_says_of_new_stimuli_what_the_known_subjects_say(tiny_set, d
     right = [np.corrcoef(truth.ravel(), other.ravel())[0, 1] for other in (learned, wrapped)]
     assert right[0] > 0.7 > 0.3 > right[1]
     assert 0.7 < (learned - learned.mean(0)).std() / (truth - truth.mean(0)).std() < 1.3  # not shrunk
+
+
+@pytest.fixture
+def newcomer(tiny_set, dataset, tmp_path):
+    """A job that starts B's map by ridge regression on A's, as a function of what its data section says more."""
+    one = {"shards": [str(tiny_set)], "image_size": 16, "subjects": ["A"]}
+    known = export(phase(world_space(dataset), data=one), tmp_path / "known", world_space(dataset))
+
+    def build(rank=0, **data):
+        return phase(
+            world_space(dataset), data={**one, "subjects": ["B"], **data}, init={"tuned": str(known)},
+            adapter={**LINEAR, "init": "ridge", "rank": rank},
+        )  # fmt: skip
+
+    return build
+
+
+def test_a_job_that_goes_on_or_is_over_fits_no_map_again(newcomer, dataset, tmp_path):
+    tiny, runs = newcomer(), {name: tmp_path / name for name in ("fresh", "cut", "damaged", "over")}
+    for name in ("cut", "damaged"):
+        folder = runs[name] / "checkpoints" / "step-000004"
+        write_json(folder / "MANIFEST.json", {})
+        (folder / "COMMITTED").write_text(sha256(folder / "MANIFEST.json"))
+    (runs["damaged"] / "checkpoints" / "step-000004" / "MANIFEST.json").write_text("{ }")
+    for path in ("summary.json", "export/card.json"):
+        write_json(runs["over"] / path, {})
+    fitted = {name: begin_by_ridge(tiny, tiny.job, run, Place(), [dataset]) for name, run in runs.items()}
+    assert fitted["cut"] == fitted["over"] == {} and fitted["fresh"] == fitted["damaged"] and fitted["fresh"]["B"] > 0.3
+    assert not runs["fresh"].exists() and ridge_of(runs["fresh"]) == {}
+    assert begin_by_ridge(phase(), phase().job, runs["fresh"], Place(), [dataset]) == {}  # where nobody asks for it
+    write_json(runs["fresh"] / RIDGE, fitted["fresh"])
+    assert ridge_of(runs["fresh"]) == {"ridge": fitted["fresh"]}
+
+
+def test_damaged_samples_of_known_and_new_subjects_are_left_out_of_a_ridge_start(newcomer, dataset, caplog):
+    """Each subject's block is halved here, and one half of each is damaged."""
+    half = np.arange(len(dataset)) % 32 >= 24
+    dataset.block_of = 2 * dataset.block_of + half
+    lost = np.unique(dataset.block_of[half])
+    dataset.checks.damaged = lambda blocks: np.intersect1d(blocks, lost)
+    asked = []
+    signals = dataset.signals
+    dataset.signals = lambda ids, width: asked.extend(ids.tolist()) or signals(ids, width)
+    dataset.checks.require = lambda blocks: None
+    tiny = newcomer(on_damage="quarantine")
+    assert start_by_ridge(tiny.adapters, tiny.job, [dataset])["B"] > 0.2
+    assert asked and not half[asked].any()
+    assert caplog.text.count("are damaged and left out") == 2
+
+
+def test_a_set_without_a_subjects_samples_may_have_another_width(dataset):
+    ids = dataset.ids("train", ["B"])[:3]
+    narrow = SimpleNamespace(voxels=20, signals=lambda ids, width: np.zeros((len(ids), width), np.float32))
+    found = _own_signals([narrow, dataset], Chosen(np.ones(3, np.int64), ids), 27)
+    assert np.array_equal(found, dataset.signals(ids, 30)[:, :27])
+
+
+def test_large_maps_are_warned_of_by_the_key_that_makes_them_small(monkeypatch, caplog):
+    monkeypatch.setattr("cadiff.phases.adapted.MANY", 1000)  # two maps of 24 voxels have 1,130 weights
+    phase()
+    assert caplog.text.count("adapter.rank") == 1
+    caplog.clear()
+    phase(adapter={**LINEAR, "rank": 2})
+    assert "adapter.rank" not in caplog.text
 
 
 def test_a_ridge_start_needs_both_the_known_and_the_new(tiny_set, dataset, tmp_path):

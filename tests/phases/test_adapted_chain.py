@@ -1,21 +1,17 @@
 """Voxel adapters through whole jobs: ZeRO-3 on two ranks and one process agree; phase 3 and samples take them over."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from diffusion_world import FMRI as SMALL
 from diffusion_world import tiny_batch, tiny_job
 from tiny_pairs import FMRI, IMAGE, phase2_job
+from tuned_world import ALL_SPLIT
 
 from cadiff.adapting import network_signals, start_by_ridge
 from cadiff.config import dump_toml
 from cadiff.errors import DataError
 from cadiff.exports import load_part, read_card, save_export
-from cadiff.launch.start import free_port
 from cadiff.models.adapter import stored_adapters
 from cadiff.models.reconstructor import load_reconstructor
 from cadiff.phases import Space, build_phase
@@ -73,7 +69,7 @@ def plain_curve(job):
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_under_zero_3_are_a_plain_loop(tiny_set, tmp_path):
+def test_two_ranks_under_zero_3_are_a_plain_loop(warm, tiny_set, tmp_path):
     """With all trained, and with the maps alone from a ridge start."""
     tuned, part = tuned_on_a(tiny_set, tmp_path / "tuned"), {"subjects": ["B"], "stimuli_fraction": 0.5}
     jobs = {
@@ -81,15 +77,13 @@ def test_two_ranks_under_zero_3_are_a_plain_loop(tiny_set, tmp_path):
         "only": job_of(tiny_set, "only", {"only": True, "init": "ridge"}, {"tuned": str(tuned)}, **part),
     }
     for stem, job in jobs.items():
-        (tmp_path / f"{stem}.toml").write_text(dump_toml(job))
-    port, script = free_port(), Path(__file__).parent / "adapter_rank.py"
-    words = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
-    ranks = [subprocess.Popen([*words, str(rank), "2", str(port), *jobs]) for rank in range(2)]
-    assert [rank.wait(timeout=900) for rank in ranks] == [0, 0]
-    for stem, job in jobs.items():
-        curve = [line["train/loss"] for line in read_metrics(tmp_path / f"{stem}-2") if "train/loss" in line]
+        config, run = tmp_path / f"{stem}.toml", tmp_path / stem
+        config.write_text(dump_toml(job))
+        warm.train(config, ALL_SPLIT, run, phase="phase2", ranks=2, say=lambda line: None)
+        curve = [line["train/loss"] for line in read_metrics(run) if "train/loss" in line]
         assert len(curve) == 4 and curve == pytest.approx(plain_curve(job), rel=1e-5)
-    only = tmp_path / "only-2"
+    only = tmp_path / "only"
+    assert read_card(only)["ridge"].keys() == {"B"} and "ridge" not in read_card(tmp_path / "all")
     assert read_card(only)["architecture"]["adapter"] == {"width": 32, "rank": 0, "subjects": {"B": 27}}
     frozen = load_part(tuned, "fmri")
     assert all(torch.equal(value, frozen[name]) for name, value in load_part(only, "fmri").items())
@@ -109,24 +103,27 @@ def finished(chain, tiny_set, tmp_path_factory):
     card = {"phase": "phase2", "job": tuned.job.model_dump(), "space": {"voxels": 32, "classes": 3}}
     states = {name: part.state_dict() for name, part in tuned.parts().items()}
     save_export(folder / "phase2", states, {**card, "architecture": tuned.architecture})
-    return folder, phase3(chain, folder, tiny_set)
-
-
-def phase3(chain, folder, tiny_set, space=SPACE):
-    init = {"prior": str(chain / "prior"), "fmri": str(folder / "phase2")}
-    job = tiny_job(
-        "phase3", model=SMALL, condition={"tokens": 6}, init=init,
-        data={"shards": [str(tiny_set)], "image_size": 16, "subjects": ["A"]},
-    )  # fmt: skip
-    phase = build_phase(job, space)
-    card = {"phase": "phase3", "job": job.model_dump(), "space": {"voxels": 32, "classes": 3}}
+    phase = phase3(chain, folder, tiny_set)
     states = {name: part.state_dict() for name, part in phase.parts().items()}
+    job = small_job(chain, folder, tiny_set, ["A"])
+    card = {"phase": "phase3", "job": job.model_dump(), "space": {"voxels": 32, "classes": 3}}
     save_export(folder / "phase3", states, {**card, "architecture": phase.architecture})
-    return phase
+    return folder, phase
 
 
-def test_phase_3_takes_the_maps_over_and_keeps_them(finished):
-    folder, phase = finished
+def small_job(chain, folder, tiny_set, subjects):
+    init = {"prior": str(chain / "prior"), "fmri": str(folder / "phase2")}
+    data = {"shards": [str(tiny_set)], "image_size": 16, "subjects": subjects}
+    return tiny_job("phase3", model=SMALL, condition={"tokens": 6}, init=init, data=data)
+
+
+def phase3(chain, folder, tiny_set, space=SPACE, subjects=("A",)):
+    return build_phase(small_job(chain, folder, tiny_set, list(subjects)), space)
+
+
+def test_phase_3_takes_the_maps_over_and_keeps_them(finished, chain, tiny_set):
+    folder, _ = finished
+    phase = phase3(chain, folder, tiny_set, subjects=())
     stored = stored_adapters(folder / "phase2")
     assert phase.adapters.subjects == {"A": 30, "B": 27} and phase.conditioner.fmri.length * 4 == 24
     for name, value in phase.adapters.state_dict().items():
@@ -138,6 +135,16 @@ def test_phase_3_takes_the_maps_over_and_keeps_them(finished):
     swapped = tensors | {"subject": 1 - tensors["subject"]}
     assert not torch.equal(phase(swapped)["noise"], phase(tensors)["noise"])
     assert torch.equal(phase.preview(tensors)["image"], tensors["image"])
+
+
+def test_phase_3_keeps_the_maps_of_other_subjects_and_does_not_run_them(finished):
+    _, phase = finished
+    ran = []
+    hooks = [phase.adapters.map_of(name).register_forward_hook(lambda *_, name=name: ran.append(name)) for name in "AB"]
+    batch = tiny_batch() | {"subject": torch.zeros(4, dtype=torch.int64)}
+    assert phase(batch)["noise"].isfinite() and ran == ["A"]
+    for hook in hooks:
+        hook.remove()
 
 
 def test_phase_3_refuses_a_subject_without_a_map(finished, chain, tiny_set):
@@ -152,7 +159,8 @@ def test_samples_see_signals_through_their_subjects_map(finished, tiny_set, tmp_
     assert model.voxels == 24
     ids = np.array([0, len(dataset) - 1])
     with torch.no_grad():
-        signal = phase.adapters(torch.from_numpy(dataset.signals(ids, 32)), torch.tensor([0, 1])).numpy()
+        rows = zip("AB", torch.from_numpy(dataset.signals(ids, 32)))
+        signal = torch.stack([phase.adapters.map_of(name)(row[None])[0] for name, row in rows]).numpy()
     np.testing.assert_allclose(network_signals(model.adapters, dataset, ids, 24), signal, atol=1e-6)
     quick = SampleOptions(samples=1, steps=2, scheduler="ddim")
     write_samples(tmp_path, folder / "phase3", dataset, quick, subjects=["B"], limit=2)
