@@ -10,7 +10,7 @@ it, or from fresh weights, with linear voxel adapters. "phase 1, twice the steps
 Retrieval (cadiff/retrieval.py): a ridge readout per subject, fitted on its training samples, leads from frozen fMRI
 features to the picture's 16 x 16 colours, which no network here has made; then each test picture is looked for among
 all of them, from the mean of its trials. "patches" are all patch tokens, "mean" and "cls" single tokens. Intervals are
-percentile bootstraps over test pictures, of means over subjects and seeds; differences to the base are paired.
+percentile bootstraps over test pictures, of means over subjects and seeds; differences are paired.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ REST = {
 SIDE = 32  # pixels
 CONTRAST = {"self_contrast": 0.1, "cross_contrast": 0.05}
 LINEAR = {"kind": "linear"}
-BASE = "phase 1, patches"
+BASES = ("phase 1", "phase 2 from scratch")
 Found = dict[str, list[dict[str, np.ndarray]]]  # method -> for each seed and subject, the test pictures' scores
 
 
@@ -76,7 +76,9 @@ def run_job(dataset: Dataset, work: Path, name: str, phase: type[Job], seed: int
     tree = {
         "phase": "phase1" if first else "phase2", "name": name, "seed": seed, **REST,
         "data": {"shards": [str(dataset.folder)], **({} if first else {"image_size": SIDE})},
-        "train": {"steps": steps, "batch": 32, "log_every": 50, "save_every": 10**6, "val_every": steps, "select": "last"},
+        "train": {
+            "steps": steps, "batch": 32, "log_every": 50, "save_every": 10**6, "val_every": steps, "select": "last",
+        },
         **({"model": SIZES["model"]} if first else SIZES), **more,
     }  # fmt: skip
     run, began = work / f"{name}-{seed}", time.perf_counter()
@@ -132,16 +134,19 @@ def study(dataset: Dataset, work: Path, seeds: int, steps: int) -> Found:
 
 
 def summary(found: Found) -> dict[str, Any]:
-    """Scores with intervals, top-1 of each seed and subject, and paired differences to ``BASE``."""
+    """Scores with intervals, top-1 of each seed and subject, and paired differences to ``BASES`` in the same tokens."""
     rows_SK = {
         name: np.mean([np.stack([rows[score] for score in SCORES], 1) for rows in runs], axis=0)
         for name, runs in found.items()
     }
-    names, out = [*SCORES, *(f"{score}_minus_base" for score in SCORES)], {}
+    out: dict[str, Any] = {}
     for name, own_SK in rows_SK.items():
-        both_SK = np.concatenate([own_SK, own_SK - rows_SK[BASE]], axis=1)
+        pool = name.rpartition(", ")[2] if ", " in name else "patches"
+        beside = [f"{base}, {pool}" for base in BASES]
+        both_SK = np.concatenate([own_SK, *(own_SK - rows_SK[base] for base in beside)], axis=1)
         means = resampled_means(both_SK, seed=1)
-        out[name] = {told: list(interval_of(both_SK[:, k].mean(), means[:, k])) for k, told in enumerate(names)}
+        told = [*SCORES, *(f"{score} minus {base}" for base in beside for score in SCORES)]
+        out[name] = {key: list(interval_of(both_SK[:, k].mean(), means[:, k])) for k, key in enumerate(told)}
         out[name]["runs"] = [round(float(rows["top1"].mean()), 4) for rows in found[name]]
     return out
 
@@ -171,7 +176,6 @@ def main() -> None:
         "samples": {split: len(dataset.ids(split)) for split in ("train", "val", "test")},
         "test_pictures": len(np.unique(dataset.table.stimulus[dataset.ids("test")])),
         "sizes": SIZES,
-        "base": BASE,
         "methods": methods,
         "seconds": round(time.perf_counter() - began),
     }

@@ -58,6 +58,9 @@ class Engine:
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=self.phase, optimizer=optimizer, config=config
             )
+        if place.world == 1 and not job.engine.zero:
+            # DeepSpeed would copy all gradients into one buffer, to add them up with nobody's.
+            self._engine.enable_backward_allreduce = False
         self._zero, self._clip, self._accumulate = job.engine.zero, job.optim.clip, accumulate
         held = torch.device("cpu") if job.engine.offload else self.device  # where the optimizer's kernel runs
         self.guard = Guard(optimizer, self._norm, job.train.spike, self.device, held)

@@ -111,7 +111,10 @@ def plan_cells(path: Path, out: Path | None = None) -> Plan:
     for cell in plan.cells[: len(plan.rows)]:
         same = first.setdefault(cell.runs[-1].folder, cell.row.id)
         if same != cell.row.id:
-            raise ConfigError(f"{path}: rows '{same}' and '{cell.row.id}' are the same experiment. Remove one.")
+            raise ConfigError(
+                f"{path}: rows '{same}' and '{cell.row.id}' are the same experiment: what '{cell.row.id}' overrides "
+                "has that value already. Change or remove one."
+            )
     return plan
 
 

@@ -151,6 +151,11 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     folder = Path(folder)
     path = folder / "manifest.json"
+    if not folder.exists():
+        raise DataError(
+            f"{folder}: no such folder (looked in {Path.cwd()}). Pack it first with cadiff pack, or correct "
+            "data.shards; runs/demo is made by cadiff demo."
+        )
     if not path.is_file():
         raise DataError(f"{folder}: no manifest.json, so this is not a finished packed folder. Run cadiff pack again.")
     manifest = parse_manifest(path)

@@ -214,9 +214,9 @@ def test_what_is_not_known_is_left_out_and_not_zero(tiny_job, tmp_path):
 
 def test_the_peak_of_memory_is_this_processs_own_and_stays():
     before = peak_memory_bytes(CPU)
-    held = torch.ones(32 << 20)  # 128 MiB
+    held = torch.ones(128 << 20)  # 512 MiB
     after = peak_memory_bytes(CPU)
     del held
-    # The system counts pages in batches: some are missing at any time.
-    assert before + 100e6 < after < before + 200e6
+    # What earlier tests gave back lies below the peak, and the system counts pages in batches.
+    assert before + 100e6 < after < before + 600e6
     assert peak_memory_bytes(CPU) > after - 2e6

@@ -28,7 +28,9 @@ def load_job(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *, p
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file. Shipped ones are in configs/.") from None
+        raise ConfigError(
+            f"{path}: no such config file from here. Shipped ones are named without a path, such as -c phase2_god."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:
         raise ConfigError(f"{path}: not a readable TOML file: {problem}.") from None
     origin: dict[tuple[str, ...], str] = {}

@@ -1,4 +1,4 @@
-"""``cadiff probe``: what a frozen phase-1 encoder tells, beside voxels, components and an untrained network."""
+"""``cadiff probe``: what a frozen encoder tells, beside voxels, components and an untrained network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def probe(
-    run: Path = typer.Argument(help="A finished phase-1 run, or its export folder."),
+    run: Path = typer.Argument(help="A finished run of phase 1 or 2, or its export folder."),
     shards: Path = typer.Option(..., help="A packed folder with labels, whose runs or subjects are held out in turn."),
     hold_out: str = typer.Option("run", help="What one fold holds out: `run` or `subject`."),
     seed: int = typer.Option(1, help="Keys the bootstrap and the untrained network."),
