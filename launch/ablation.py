@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from cadiff.launch.ablation_state import state_of
 from cadiff.launch.view import View
 from cadiff.launch.worker import hold
 
+log = logging.getLogger(__name__)
 DECODING = "decoding"  # the kind of step that samples and scores
 
 
@@ -120,8 +122,11 @@ class Ablation:
                 worked |= anything
         except Preempted:
             raise
-        except Exception as problem:  # noqa: BLE001 (one cell's failure, whatever it is, must not cost the others)
-            text = str(problem) if isinstance(problem, CadiffError) else f"{type(problem).__name__}: {problem}"
+        except Exception as problem:  # one cell's failure, whatever it is, must not cost the others
+            text = str(problem)
+            if not isinstance(problem, CadiffError):  # a bug, whose place somebody will want to know
+                text = f"{type(problem).__name__}: {problem}"
+                log.error("%s", title, exc_info=True)
             self.failures[cell.name] = text
             for step in (*(run.folder for run in cell.runs), cell.folder):
                 self.clock.ended(step)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from cadiff.config import JOBS, Section
+from cadiff.config.load import explain
 from cadiff.errors import ConfigError
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"  # of grids and rows: they become folders
@@ -120,22 +121,7 @@ def read_grid(path: Path) -> Grid:
     try:
         return Grid.model_validate(tree)
     except ValidationError as problem:
-        raise ConfigError("\n        ".join(f"{path}: {_explain(error)}" for error in problem.errors())) from None
-
-
-def _explain(error: Any) -> str:
-    where = error["loc"]
-    key = ".".join(map(str, where)) or "the grid"
-    if error["type"] == "extra_forbidden":
-        sections = {"row": Row, "common": Overrides, "sample": Sampling, "eval": Evaluation, "published": Published}
-        known = list((sections[where[0]] if len(where) > 1 else Grid).model_fields)
-        near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(sorted(known))}."
-        return f"unknown key '{key}'. {hint}"
-    if error["type"] == "missing":
-        return f"key '{key}' is missing; it has no default."
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{message}." if not where else f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}."
+        raise ConfigError("\n        ".join(f"{path}: {explain(error, Grid)}" for error in problem.errors())) from None
 
 
 def rows_of(grid: Grid, chain: list[str]) -> list[Row]:

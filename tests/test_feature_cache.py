@@ -5,17 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_pairs import FMRI, IMAGE, phase2_job, value
+from tuned_world import write_vit
 
-from cadiff.config import ImageModel, load_job
+from cadiff.config import load_job
 from cadiff.errors import ConfigError, DataError
 from cadiff.exports import load_part
 from cadiff.feature_cache import FROZEN, check_encoder, encoder_hash, features_identity, open_features
 from cadiff.feature_pack import FixedMasks, pack_features
 from cadiff.fitting import check_pictures
 from cadiff.masking import picture_mask
-from cadiff.models.image_mae import ImageMae, normalise_image
+from cadiff.models.image_mae import normalise_image
 from cadiff.phases import Space
 from cadiff.phases.crosstune import CrossTune
 from cadiff.session import job_hash
@@ -34,19 +35,7 @@ MASKS = FixedMasks(2, 0.5, 3)
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
     """A pre-trained ViT-MAE of the tiny world as Hugging Face saves it."""
-    folder = tmp_path_factory.mktemp("vit")
-    torch.manual_seed(42)
-    model = ImageMae(ImageModel(**IMAGE), 16)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    sizes = {
-        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "patch_size": 4,
-        "image_size": 16, "decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
-        "decoder_intermediate_size": 12,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(sizes))
-    return folder
+    return write_vit(tmp_path_factory.mktemp("world") / "vit")
 
 
 @pytest.fixture(scope="module")

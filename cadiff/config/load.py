@@ -73,20 +73,28 @@ def _put(tree: dict, keys: tuple[str, ...], value: Any, text: str) -> None:
 def _explain(error: dict, model: type[BaseModel], origin: dict[tuple[str, ...], str], path: Path) -> str:
     where = tuple(str(part) for part in error["loc"])
     source = next((said for keys, said in origin.items() if where[: len(keys)] == keys), str(path))
-    key = ".".join(where) or "the job"
+    return f"{source}: {explain(error, model)}"
+
+
+def explain(error: Any, model: type[BaseModel]) -> str:
+    """One of pydantic's errors about a TOML file's tree as a sentence, with the nearest known key."""
+    where = tuple(str(part) for part in error["loc"])
+    key = ".".join(where) or "the file"
     if error["type"] == "extra_forbidden":
         known = _known_keys(model, where[:-1])
         near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
         hint = f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(sorted(known))}."
-        return f"{source}: unknown key '{key}'. {hint}"
+        return f"unknown key '{key}'. {hint}"
     if error["type"] == "missing":
-        return f"{source}: key '{key}' is missing; it has no default."
+        return f"key '{key}' is missing; it has no default."
     message = error["msg"].removeprefix("Value error, ")
-    return f"{source}: {key} = {error['input']!r}: {message[0].lower()}{message[1:]}."
+    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}." if where else f"{message}."
 
 
 def _known_keys(model: Any, where: tuple[str, ...]) -> list[str]:
     for part in where:
+        if part.isdigit():  # an entry of a list, whose annotation was looked through already
+            continue
         field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
             return []
